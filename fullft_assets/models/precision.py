@@ -54,6 +54,36 @@ def of_scored_weights() -> torch.dtype:
     return torch.bfloat16 if takes_bf16 else torch.float32
 
 
+@torch.no_grad()
+def round_weights(model: PreTrainedModel, stored_in: str) -> bool:
+    """Round fp32 weights to the values that they will have as `stored_in`, a number format; return whether
+    there are any.
+    """
+    rounded = _stored_weights(model, stored_in)
+    for weight, dtype in rounded:
+        weight.copy_(weight.to(dtype))
+    return bool(rounded)
+
+
+def store_weights(model: PreTrainedModel, stored_in: str) -> None:
+    """Give fp32 weights a number format, for their last use."""
+    for weight, dtype in _stored_weights(model, stored_in):
+        weight.data = weight.data.to(dtype)
+
+
+def _stored_weights(model: PreTrainedModel, stored_in: str) -> list[tuple[torch.nn.Parameter, torch.dtype]]:
+    dtype = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(stored_in)
+    # A model may need some in fp32, whatever the others have.
+    excluded = tuple(model._keep_in_fp32_modules_strict or ())
+    return [
+        (weight, dtype)
+        for name, weight in model.named_parameters()
+        if dtype is not None
+        and weight.dtype == torch.float32
+        and not any(part in name.split(".") for part in excluded)
+    ]
+
+
 def score_alike(model: PreTrainedModel, settings: TrainingSettings) -> PreTrainedModel:
     """Return a model that from now on is scored in the precision that its training computes in."""
     set_scoring(model, of(settings))

@@ -128,6 +128,7 @@ class TrainingRun:
     progress: Progress
     num_processes: int
     max_memory_gib: float | None
+    stored_in: str | None
     evaluate_at: Callable[[float], Iterable[int]] | Sequence[int] | None
     resumable: bool
     watch: training_loop.Watch
@@ -401,13 +402,8 @@ class TrainingSegment:
 
     def _finish(self) -> Fit:
         seconds = self.recorder.seconds
-        model, step = self._choose_weights(self.step)
-        scores = _scores_of(self.recorder.log.lines, step)
-        if not math.isfinite(scores["validation_loss"]):
-            raise DivergenceError(
-                f"the weights after step {step:,} are not finite; lower training.learning_rate or use"
-                " precision fp32"
-            )
+        step = self._choose_weights(self.step)
+        scores = _require_finite(_scores_of(self.recorder.log.lines, step), step)
         interpolated = None
         if self.settings.wise_ft:
             # The optimizer's state and the anchors are copies of the weights.
@@ -415,10 +411,17 @@ class TrainingSegment:
                 self.loop.anchors = ()
                 self.loop.optimizer.state.clear()
             free_memory()
-            interpolated = self._interpolate(model, step)
+            interpolated = self._interpolate(self.model, step)
             scores = next(line for line in interpolated.scores if line["alpha"] == interpolated.alpha)
+        stored_in = self.shared.stored_in
+        if inference.is_sharded(self.model):
+            inference.reshard(self.model)
+        if stored_in is not None and precision.round_weights(self.model, stored_in):
+            scores = _require_finite(self.validator.score_now(self.model), step)
+            if self.validator.is_spent(scores):
+                raise self.validator.over_budget(step)
         return Fit(
-            model=model,
+            model=sharding.complete_model(self.model, lambda: self.shared.recipe.load(self.settings)),
             step=step,
             num_steps=self.step,
             num_tokens=int(self.tokens[: self.step].sum()),
@@ -435,7 +438,8 @@ class TrainingSegment:
             interpolated=interpolated,
         )
 
-    def _choose_weights(self, last_step: int) -> tuple[PreTrainedModel, int]:
+    def _choose_weights(self, last_step: int) -> int:
+        """Give the model its final weights; return the step after which it had them."""
         best = self.validator.best_step()
         is_over = self.validator.is_spent(_scores_of(self.recorder.log.lines, last_step))
         if is_over and (best is None or not self.shared.resumable):
@@ -444,7 +448,7 @@ class TrainingSegment:
         if takes_best and best is not None and best != last_step:
             self._load_best(best)
             last_step = best
-        return sharding.complete_model(self.model, lambda: self.shared.recipe.load(self.settings)), last_step
+        return last_step
 
     def _load_best(self, step: int) -> None:
         run = self.shared
@@ -557,6 +561,15 @@ def _with_passes(run: TrainingRun, checkpoint: Path | None) -> TrainingSettings:
     )
 
 
+def _require_finite(scores: dict[str, Any], step: int) -> dict[str, Any]:
+    if not math.isfinite(scores["validation_loss"]):
+        raise DivergenceError(
+            f"the weights after step {step:,} are not finite; lower training.learning_rate or use"
+            " precision fp32"
+        )
+    return scores
+
+
 def _scores_of(lines: Sequence[dict[str, Any]], step: int) -> dict[str, Any]:
     return next(line for line in reversed(lines) if "validation_loss" in line and line["step"] == step)
 
@@ -570,6 +583,7 @@ def fine_tune(
     *,
     num_processes: int = 1,
     max_memory_gib: float | None = None,
+    stored_in: str | None = None,
     evaluate_at: Callable[[float], Iterable[int]] | Sequence[int] | None = None,
     resumable: bool = True,
     watch: training_loop.Watch = lambda moment, loop: None,
@@ -581,6 +595,8 @@ def fine_tune(
         seed: of what is new in the model, of the order and of dropout.
         work_folder: checkpoints and the step log; training resumes from a valid checkpoint there.
         max_memory_gib: of a process, for `micro_batch_size: auto`. Default: what is free on the GPU.
+        stored_in: number format that the model will be written in: fp32 weights get the values that they have
+            in it, and are scored with them. Default: they stay.
         evaluate_at: steps after which validation rows are scored, beside the last; 0 is before the first. Or
             a function that returns them, given the number of steps, of which the last one may be a part.
             Default: twice an epoch.
@@ -619,6 +635,7 @@ def fine_tune(
             progress=progress,
             num_processes=num_processes,
             max_memory_gib=max_memory_gib,
+            stored_in=stored_in,
             evaluate_at=evaluate_at,
             resumable=resumable,
             watch=watch,

@@ -74,12 +74,16 @@ class Validator:
             scores |= {name: value, "general_rise": value - before}
         return scores
 
-    def validate(self, step: int, model: PreTrainedModel) -> dict[str, Any]:
-        """Score the weights after a step; return the recorded line."""
+    def score_now(self, model: PreTrainedModel) -> dict[str, float]:
+        """Return the `score` of a model in all processes, which must all call this."""
         with scoring():
-            scores = ranks.make_passes(
+            return ranks.make_passes(
                 model, lambda listener: self.score(model, listener), self._recorder.progress
             )
+
+    def validate(self, step: int, model: PreTrainedModel) -> dict[str, Any]:
+        """Score the weights after a step; return the recorded line."""
+        scores = self.score_now(model)
         line = {"step": step, **scores}
         self._recorder.record(line)
         by_name = {name.removeprefix("validation_"): value for name, value in scores.items()}
