@@ -20,7 +20,9 @@ from transformers import (
     PhiConfig,
     PreTrainedConfig,
     PreTrainedModel,
+    Qwen3MoeConfig,
 )
+from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
 from fullft_assets.errors import DataError, Interrupted, SettingsError
 from fullft_assets.models import precision
@@ -317,6 +319,42 @@ def test_fused_loss_is_the_models_own(
     assert found.item() == pytest.approx(wanted, rel=1e-6)
     assert (gradients(model) / 3 - expected).norm() / expected.norm() < 1e-6
     assert model(**batch).logits.shape[-1] == 96  # the head is itself again
+
+
+@pytest.mark.parametrize("is_packed", [True, False])
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("kind", [MixtralConfig, Qwen3MoeConfig])
+def test_routers_are_balanced_as_transformers_does_it(
+    kind: type[PreTrainedConfig], checkpointing: bool, is_packed: bool
+) -> None:
+    experts = {"num_local_experts": 4, "num_experts": 4, "moe_intermediate_size": 8}
+    experts |= {"num_experts_per_tok": 2, "router_aux_loss_coef": 0.5}
+    model = build(kind(**SMALL, **experts, output_router_logits=True)).train()
+    pieces = Pieces(training(5, marked=True))
+    one_pass = feed.packed(pieces, 4, 1, 0, 0) if is_packed else feed.padded(pieces, 4, 4, 1, 0, 0)
+    batch = one_pass.batch(0)
+    labels = batch.pop("labels")
+    mask = batch["is_token" if is_packed else "attention_mask"]
+    assert not mask.all(), "some of it is padding"
+    num_labels = (labels != IGNORED).sum()
+    routed = model(**batch, use_cache=False).router_logits
+    balance = 0.5 * load_balancing_loss_func(routed, 4, 2, mask)
+    expected = plain(model, batch, labels) / num_labels + balance
+    expected.backward()
+    wanted = gradients(model)
+    model.zero_grad()
+    if not is_packed:
+        torch.testing.assert_close(model(**batch, labels=labels).loss, expected)
+    if checkpointing:
+        model.activation_checkpointing_enable()
+    found = TokenLoss(model, batch).total(model, batch, labels) / num_labels
+    found.backward()
+    torch.testing.assert_close(found, expected)
+    assert (gradients(model) - wanted).norm() / wanted.norm() < 1e-6
+    assert balance > 0.1
+    model.config.output_router_logits = False
+    without = TokenLoss(model, batch).total(model, batch, labels) / num_labels
+    torch.testing.assert_close(without, expected - balance)
 
 
 def test_fused_loss_in_bf16_is_as_near_as_the_plain_one() -> None:

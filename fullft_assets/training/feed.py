@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import torch
 
 from fullft_assets.models import documents
-from fullft_assets.models.token_loss import IGNORED, PREDICTED, predicted_positions
+from fullft_assets.models.token_loss import IGNORED, IS_TOKEN, PREDICTED, predicted_positions
 from fullft_assets.snapshot import Training
 from fullft_assets.snapshot.all_rows import expand
 
@@ -228,7 +228,8 @@ def collate_packed(
     with_replayed: bool = False,
 ) -> Batch:
     """Return `input_ids`, `labels` and `position_ids` of a batch of rows [rows, tokens], `is_replayed` if
-    asked for, their `predicted_positions` and the `documents.bounds`: no attention mask.
+    asked for, their `predicted_positions` and the `documents.bounds`: no attention mask, but `is_token` where
+    there is padding.
 
     Rows shorter than the longest one, or than `least_tokens`, are filled up with a document of padding, which
     is not trained on.
@@ -242,6 +243,9 @@ def collate_packed(
     batch = {names[name]: torch.from_numpy(tables[name].astype(np.int64)) for name in names}
     batch |= documents.bounds(tables["positions"])
     batch[PREDICTED] = predicted_positions(tables["labels"])
+    lengths = np.array([len(row["ids"]) for row in rows])[:, None]
+    if lengths.min() < tables["ids"].shape[1]:
+        batch[IS_TOKEN] = torch.from_numpy(np.arange(tables["ids"].shape[1]) < lengths)
     if with_replayed:
         batch[IS_REPLAYED] = torch.from_numpy(tables["replayed"].astype(bool))
     return batch

@@ -232,8 +232,8 @@ class DistilledTokenLoss:
         with torch.no_grad():
             teacher_logits = self._teacher(**teacher_inputs, use_cache=False).logits.flatten(0, 1)
             teacher_logits = teacher_logits.index_select(0, numbers * width + distilled % width).float()
-        logits = model(**student.inputs, use_cache=False).logits.flatten(0, 1)
-        logits = logits.index_select(0, student.positions).float()
+        output = model(**student.inputs, use_cache=False)
+        logits = output.logits.flatten(0, 1).index_select(0, student.positions).float()
         hard = torch.nn.functional.cross_entropy(logits, student.targets, reduction="none")
         distance = torch.nn.functional.kl_div(
             torch.log_softmax(logits[is_distilled], -1),
@@ -241,7 +241,8 @@ class DistilledTokenLoss:
             reduction="sum",
             log_target=True,
         )
-        return (hard * torch.where(is_distilled, 1 - self._weight, 1.0)).sum() + self._weight * distance
+        hard_sum = (hard * torch.where(is_distilled, 1 - self._weight, 1.0)).sum()
+        return hard_sum + self._weight * distance + self._hard.balance(output, inputs, labels)
 
 
 def pooled(output: Any, mask: torch.Tensor) -> torch.Tensor:
