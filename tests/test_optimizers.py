@@ -174,6 +174,27 @@ class TestEngine:
         for name, value in one.model.state_dict().items():
             torch.testing.assert_close(other.model.state_dict()[name], value, rtol=1e-3, atol=2e-5)
 
+    @pytest.mark.parametrize("weights", ["fp32", "bf16"])
+    def test_betas_are_those_of_the_settings(self, weights):
+        torch.manual_seed(0)
+        model = torch.nn.Linear(8, 8, dtype=torch.float32)
+        start = model.weight.detach().clone()
+        gradients = torch.randn(3, 8, 8)
+        chosen = quick("adamw", weights=weights, betas=["5e-1", 0.8], weight_decay=0.0)
+        groups = loop.groups_of_weights(model, chosen)
+        optimizer = chosen.chosen_optimizer.build(groups, chosen.weights, 1)
+        mean = square = torch.zeros(8, 8)
+        expected = start
+        for number, slope in enumerate(gradients, start=1):
+            model.weight.grad = slope.clone()
+            model.bias.grad = torch.zeros(8)
+            optimizer.step()
+            mean = 0.5 * mean + 0.5 * slope
+            square = 0.8 * square + 0.2 * slope**2
+            root = (square / (1 - 0.8**number)).sqrt() + 1e-8
+            expected = expected - 1e-3 * mean / (1 - 0.5**number) / root
+        torch.testing.assert_close(model.weight.detach(), expected)
+
     @pytest.mark.parametrize(("name", "weights"), RUNGS)
     def test_stopped_and_resumed_it_ends_with_the_same_bits(self, tiny, tmp_path, name, weights):
         chosen = quick(name, weights=weights, epochs=0.15, freeze_layers=1)
@@ -226,6 +247,7 @@ def test_biases_norms_and_state_spaces_do_not_decay() -> None:
             "before fp16's scaling is undone",
         ),
         ({"weights": "bf16", "precision": "fp32"}, "precision", "fp32 contradicts weights: bf16"),
+        ({"optimizer": "adafactor", "betas": [0.9, 0.95]}, "betas", "adafactor has none; remove them"),
     ],
 )
 def test_settings_that_contradict_a_rung_are_one_line(training, key, message) -> None:

@@ -47,9 +47,10 @@ def plan_settings(settings: UseCaseSettings) -> dict[str, Any]:
     that it begins with: a pilot always begins with the base model. `micro_batch_size: auto` has the number
     that it has on a CPU: those that fit differ between machines, on which a training may resume.
     """
-    recorded = settings.training.model_dump(
-        mode="json", exclude={"track", "retrain_from", "checkpoint_every_steps"}
-    )
+    excluded = {"track", "retrain_from", "checkpoint_every_steps"}
+    # Of earlier trainings that had no such setting: they need not be repeated.
+    excluded |= {"betas"} if settings.training.betas is None else set()
+    recorded = settings.training.model_dump(mode="json", exclude=excluded)
     return recorded | {"micro_batch_size": settings.training.rows_a_pass()}
 
 

@@ -20,6 +20,7 @@ _MOST_ROWS = 16
 
 
 _Alpha = Annotated[float, YamlNumber(), Field(gt=0, le=1)]
+_Beta = Annotated[float, YamlNumber(), Field(ge=0, lt=1)]
 
 
 class DistillationSettings(Settings):
@@ -91,6 +92,12 @@ class TrainingSettings(Settings):
         description="Share of the steps during which the learning rate is warmed up.",
     )
     weight_decay: Float = Field(default=0.01, ge=0, lt=1, description="Decoupled weight decay.")
+    betas: list[_Beta] | None = Field(
+        default=None,
+        min_length=2,
+        max_length=2,
+        description="Decay of AdamW's two moments a step. Default: [0.9, 0.999].",
+    )
     max_grad_norm: Float = Field(default=1.0, gt=0, description="Gradients are clipped to this norm.")
     optimizer: Annotated[str, OneOf("optimizer", lambda: OPTIMIZERS.names)] = Field(
         default="adamw",
@@ -309,6 +316,11 @@ def contradictions(training: TrainingSettings, processes: int) -> Iterator[Contr
             is_bf16 and training.precision in ("fp32", "fp16"),
             ("training", "precision"),
             f"{training.precision} contradicts weights: bf16, which are computed with as they are",
+        ),
+        (
+            training.betas is not None and not training.chosen_optimizer.takes_betas,
+            ("training", "betas"),
+            f"{training.optimizer} has none; remove them, or set optimizer: adamw",
         ),
         (
             is_bf16 and not training.chosen_optimizer.takes_bf16,

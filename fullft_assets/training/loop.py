@@ -106,8 +106,9 @@ def groups_of_weights(model: PreTrainedModel, settings: TrainingSettings) -> lis
     norms = tuple(
         f"{name}." for name, module in model.named_modules() if isinstance(module, torch.nn.LayerNorm)
     )
+    betas = {} if settings.betas is None else {"betas": settings.betas}
     groups: list[dict[str, Any]] = [
-        {"params": [], "lr": settings.learning_rate, "weight_decay": decay}
+        {"params": [], "lr": settings.learning_rate, "weight_decay": decay, **betas}
         for decay in (settings.weight_decay, 0.0)
     ]
     for name, weight in model.named_parameters():
