@@ -2,7 +2,11 @@
 
 import re
 from collections.abc import Iterable
+from functools import partial
 
+import torch
+import torch.nn.attention.varlen
+from torch.utils.checkpoint import create_selective_checkpoint_contexts
 from transformers import PretrainedConfig, PreTrainedModel
 
 from fullft_assets.errors import SettingsError
@@ -13,6 +17,18 @@ from fullft_assets.settings import TrainingSettings
 _LAYER = re.compile(r"^(?!.*(?:vision|visual|audio))(?:.*?\.)?(?:layer|layers|h|block|blocks)\.(\d+)\.")
 #: `embeddings.` (BERT), `wte.`, `wpe.` (GPT-2), `embed_tokens.` (Llama), `embed_in.` (GPT-NeoX).
 _EMBEDDINGS = re.compile(r"(?:^|\.)(?:embeddings|wte|wpe|embed_tokens|embed_positions|embed_in|shared)\.")
+_aten = torch.ops.aten
+#: Operations that cost much to compute again, and whose results are no larger than hidden states.
+_PRODUCTS = (
+    _aten.mm.default,
+    _aten.addmm.default,
+    _aten._grouped_mm.default,
+    _aten._scaled_dot_product_cudnn_attention.default,
+    _aten._scaled_dot_product_efficient_attention.default,
+    _aten._scaled_dot_product_flash_attention.default,
+    _aten._scaled_dot_product_flash_attention_for_cpu.default,
+    torch.ops.torch_attn._varlen_attn.default,
+)
 
 
 def num_layers(names: Iterable[str]) -> int:
@@ -52,6 +68,17 @@ def freeze(model: PreTrainedModel, settings: TrainingSettings) -> None:
     for name, parameter in model.named_parameters():
         if settings.freeze_layers and depth(name, layers) <= settings.freeze_layers:
             parameter.requires_grad_(False)
+
+
+def recompute(model: PreTrainedModel, settings: TrainingSettings) -> None:
+    """Have each layer compute its activations again in the backward pass, all of them or those between its
+    products, where the settings say so.
+    """
+    if settings.gradient_checkpointing == "selective":
+        contexts = partial(create_selective_checkpoint_contexts, list(_PRODUCTS))
+        model.activation_checkpointing_enable({"use_reentrant": False, "context_fn": contexts})
+    elif settings.gradient_checkpointing:
+        model.activation_checkpointing_enable()
 
 
 def compile_layers(model: PreTrainedModel) -> None:

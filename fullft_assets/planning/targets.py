@@ -221,7 +221,8 @@ def _changes(training: TrainingSettings, processes: int, *, is_gpu: bool) -> Ite
 
 #: (settings, precision, whether on a GPU, processes) -> what one process holds.
 CountMemory = Callable[[TrainingSettings, str, bool, int], StepMemory]
-#: A forward pass is a third of a forward and backward pass; recomputed activations add another third.
+#: A forward pass is a third of a forward and backward pass; recomputed activations add another third,
+#: without their matrix products next to nothing.
 _FORWARD = 1 / 3
 _RECOMPUTED = 4 / 3
 #: Systems that an evaluation runs on its rows: the candidate, the base model or a probe on it, the champion.
@@ -375,7 +376,7 @@ def training_hours(
     if speed is None:
         return None
     flops = work.flops * work.num_padded_tokens / max(1, work.num_tokens)
-    flops *= _RECOMPUTED if setup.gradient_checkpointing else 1
+    flops *= _RECOMPUTED if setup.gradient_checkpointing is True else 1
     slow, fast = speed
     return flops / fast / 3600, flops / slow / 3600
 

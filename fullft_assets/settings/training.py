@@ -129,8 +129,12 @@ class TrainingSettings(Settings):
             " fp32 on other CPUs."
         ),
     )
-    gradient_checkpointing: bool = Field(
-        default=False, description="Recompute activations in the backward pass: less memory, more compute."
+    gradient_checkpointing: bool | Literal["selective"] = Field(
+        default=False,
+        description=(
+            "Recompute activations in the backward pass: less memory, more compute. `selective` keeps the"
+            " results of matrix products and of attention, and recomputes what is between them."
+        ),
     )
     sharding: Literal["none", "fsdp2", "fsdp2_by_host", "fsdp2_offload"] = Field(
         default="none",
@@ -306,6 +310,11 @@ def contradictions(training: TrainingSettings, processes: int) -> Iterator[Contr
             is_sharded and training.compile,
             ("training", "compile"),
             f"is not supported with sharding: {sharding}; remove one of the two",
+        ),
+        (
+            training.gradient_checkpointing == "selective" and training.compile,
+            ("training", "compile"),
+            "hides the products that gradient_checkpointing: selective keeps; set true, or remove one of the two",
         ),
         (
             sharding == "fsdp2_offload" and training.precision == "fp16",

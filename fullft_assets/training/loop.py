@@ -26,7 +26,7 @@ from torch.nn.utils import clip_grad_norm_
 from transformers import PreTrainedModel, get_scheduler, set_seed
 
 from fullft_assets.errors import SettingsError, StoreError, classify
-from fullft_assets.models import precision
+from fullft_assets.models import layers, precision
 from fullft_assets.models.hardware import of_accelerator
 from fullft_assets.models.inference import device, is_sharded, move, reshard, to_device
 from fullft_assets.models.token_loss import IGNORED
@@ -70,8 +70,7 @@ def accumulation_steps(settings: TrainingSettings, num_processes: int) -> int:
 
 def place(model: PreTrainedModel, settings: TrainingSettings, num_processes: int) -> torch.nn.Module:
     """Place a model where it is trained; return what makes its forward passes: the model, or its wrapper."""
-    if settings.gradient_checkpointing:
-        model.activation_checkpointing_enable()
+    layers.recompute(model, settings)
     if settings.sharding != "none":
         if not is_sharded(model):
             shard(model, settings)

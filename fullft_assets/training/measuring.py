@@ -395,8 +395,7 @@ def _count(
         pulls = _pulls(recipe, pass_settings)
         copies = tracker.live - weight_bytes
         model.train()
-        if settings.gradient_checkpointing:
-            model.activation_checkpointing_enable()
+        layers.recompute(model, settings)
     # Outside of the mode, where tensors have values.
     batch = preparation.feed.batch(int(np.argmax(preparation.feed.sizes)))
     trained_weights = [weight for weight in model.parameters() if weight.requires_grad]
