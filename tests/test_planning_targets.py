@@ -126,6 +126,23 @@ def test_the_ladder_goes_down_until_it_fits() -> None:
     assert by_itself["p5.4xlarge"].peak_gib > found["p5.4xlarge"].peak_gib
 
 
+def test_hosts_with_all_parts_each_share_inside_of_a_host() -> None:
+    launcher = {"kind": "kubernetes", "image": f"i@sha256:{64 * 'a'}"}
+    here = HERE.model_copy(update={"gpu": "H100", "gpus": 4, "memory_bytes": 80 * GIB})
+
+    def peak(sharding: str, nodes: int, processes: int = 8, batch_size: int = 32) -> float | None:
+        settings = use_case(sharding=sharding, batch_size=batch_size, micro_batch_size=4)
+        section = UseCaseSettings.model_validate(
+            settings.model_dump() | {"launcher": {**launcher, "nodes": nodes, "processes": processes}}
+        )
+        plan, *_ = plan_targets(section, here, WORK, shares(section, *ROWS), count, here_precision="bf16")
+        assert plan.setup == {}
+        return plan.peak_gib
+
+    assert peak("fsdp2_by_host", 2) == peak("fsdp2", 1, 4, 16) != peak("fsdp2", 2)
+    assert peak("fsdp2_by_host", 1) == peak("fsdp2", 1) == peak("fsdp2", 2)
+
+
 @pytest.mark.parametrize(
     ("hours", "recommended"), [((4.0, 15.0), "g6.xlarge"), ((0.05, 0.2), "this machine")]
 )

@@ -336,17 +336,19 @@ def _plan_target(
     limit = target.memory_bytes
     # As many GPUs as a batch can be shared by.
     processes = next(number for number in range(target.gpus, 0, -1) if training.batch_size % number == 0)
+    hosts = 1
     if target.kind == "here":
         processes = settings.launcher.processes
+        hosts = getattr(settings.launcher, "nodes", 1)
         if settings.planning.max_memory_gib is not None:
             limit = min(limit, int(settings.planning.max_memory_gib * GIB))
     peaks: list[int] = []
     is_gpu = target.gpu is not None
     for setup in setups(training, processes, is_gpu=is_gpu):
         state = total_state_bytes(work.num_parameters, work.num_trained_parameters, setup)
-        min_bytes = state // processes if setup.sharding != "none" else state
+        min_bytes = state // num_sharing(setup, processes, hosts)
         peaks.append(
-            min_bytes if min_bytes > limit else peak_bytes(target, setup, processes, count, precision)
+            min_bytes if min_bytes > limit else peak_bytes(target, setup, processes, count, precision, hosts)
         )
         if peaks[-1] <= limit:
             hours = training_hours(target, setup, work, processes)
@@ -433,12 +435,31 @@ def table(plans: Sequence[TargetPlan]) -> Iterator[dict[str, str]]:
         }
 
 
+def num_sharing(setup: TrainingSettings, processes: int, hosts: int) -> int:
+    """Return the number of processes that share one copy of the model, of a training's on so many hosts."""
+    if setup.sharding == "none":
+        return 1
+    return processes // hosts if setup.sharding == "fsdp2_by_host" else processes
+
+
 def peak_bytes(
-    target: Target, setup: TrainingSettings, processes: int, count: CountMemory, precision: str
+    target: Target,
+    setup: TrainingSettings,
+    processes: int,
+    count: CountMemory,
+    precision: str,
+    hosts: int = 1,
 ) -> int:
-    """Return the peak memory of a training on a target: of one GPU, or of all processes on its CPU."""
+    """Return the peak memory of a training on a target, one of so many hosts: of one GPU, or of all processes
+    on its CPU.
+    """
+    if setup.sharding == "fsdp2_by_host":
+        # As if this host trained alone on its part of a batch.
+        setup = setup.model_copy(update={"batch_size": setup.batch_size // hosts})
+        processes //= hosts
+        hosts = 1
     step = count(setup, "bf16" if setup.weights == "bf16" else precision, target.gpu is not None, processes)
-    on_cpu = processes * peak_on_cpu(step, target.libraries_bytes)
+    on_cpu = processes // hosts * peak_on_cpu(step, target.libraries_bytes)
     on_gpu = peak_on_gpu(step, processes, is_sharded=setup.sharding != "none")
     return on_cpu if target.gpu is None else on_gpu
 

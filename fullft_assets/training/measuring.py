@@ -220,10 +220,11 @@ def _fitting_passes(
 ) -> dict[str, Any]:
     target = Target(name="this machine", gpu="GPU")
     number_format = precision.of(settings)
+    hosts = max(1, processes // num_local_ranks())
     smaller = passes(settings, processes, is_gpu=True)
     for changes in smaller:
         setup = settings.model_copy(update=changes)
-        if peak_bytes(target, setup, processes, outline.memory, number_format) <= limit:
+        if peak_bytes(target, setup, processes, outline.memory, number_format, hosts) <= limit:
             return changes
     return smaller[-1]
 
