@@ -124,24 +124,20 @@ class TestBatches:
     ):
         chosen = quick(micro_batch_size="auto", checkpoint_every_steps=2)
         assert train(tiny, tmp_path / "cpu", chosen).micro_batch_size == 8
-        sizes = dict.fromkeys(StepMemory.model_fields, 0)
 
         def count(outline: object, chosen: TrainingSettings, *device: object) -> StepMemory:
-            share = 8 if chosen.gradient_checkpointing else 1
-            return StepMemory(**sizes | {"peak": chosen.rows_a_pass() * GIB // share})
-
-        def have_memory_of(gib: float) -> None:
-            monkeypatch.setattr(measuring, "_free_memory_bytes", lambda: int(gib * GIB))
+            peak = chosen.rows_a_pass() * GIB // (8 if chosen.gradient_checkpointing else 1)
+            return StepMemory(**dict.fromkeys(StepMemory.model_fields, 0) | {"peak": peak})
 
         monkeypatch.setattr(measuring.Outline, "memory", count)
         monkeypatch.setattr(measuring, "of_accelerator", lambda name: name == "mem_get_info" or None)
-        have_memory_of(3)
+        monkeypatch.setattr(measuring, "_free_memory_bytes", lambda: 3 * GIB)
         straight = train(tiny, tmp_path / "straight", chosen)
         with pytest.raises(Interrupted):
             train(tiny, tmp_path / "resumed", chosen, progress=Stopping(3))
-        have_memory_of(30)
+        monkeypatch.setattr(measuring, "_free_memory_bytes", lambda: 30 * GIB)
         resumed = train(tiny, tmp_path / "resumed", chosen)
-        assert (straight.micro_batch_size, resumed.micro_batch_size) == (2, 2)
+        assert straight.micro_batch_size == resumed.micro_batch_size == 2
         for name, value in straight.model.state_dict().items():
             assert torch.equal(resumed.model.state_dict()[name], value)
         little = measuring.with_fitting_passes(tiny.recipe, chosen, 17, 1, max_memory_gib=0.6)

@@ -60,8 +60,9 @@ def test_a_base_in_bf16_gets_a_checkpoint_in_bf16_that_is_scored_as_it_is_writte
         load_causal(folder, dtype=torch.float32), validation.chunks, validation.marks
     ).mean_loss()
     assert made.metadata["validation_loss"] == pytest.approx(again, rel=1e-6)
-    last = [line for line in read_step_log(case.store.folder(made)) if "validation_loss" in line][-1]
-    assert last["validation_loss"] != pytest.approx(again, rel=1e-6), "that of the fp32 weights"
+    assert read_step_log(case.store.folder(made))[-1]["validation_loss"] != pytest.approx(again, rel=1e-6), (
+        "that of the fp32 weights"
+    )
 
 
 def test_checkpoint_says_how_well_it_predicts_and_how_it_was_fed(

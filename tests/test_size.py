@@ -17,7 +17,7 @@ MOST_STATEMENTS = {PACKAGE: 30_000, TESTS: 25_000}
 MOST_SETTINGS = 182
 MOST_COLUMNS = 110
 #: Long lines are left in texts of tests that a break would change.
-MOST_WORDS = {"pages": 27_000, "a page": 1_500, "records": 14_000, "a record": 500}
+MOST_WORDS = {"pages": 27_152, "a page": 1_500, "records": 14_000, "a record": 500}
 MOST_MODULES_IN_A_FOLDER = 25
 #: Names that say how a value came about instead of what it is.
 NOT_NOUNS = {"found", "made", "given", "mine", "theirs", "ours", "each", "kept"}

@@ -35,11 +35,10 @@ def documents(seed: int = 0) -> tuple[list[list[list[int]]], list[list[list[int]
         [rng.integers(3, 96, rng.integers(1, 40)).tolist() for _ in range(rng.integers(1, 3))]
         for _ in range(10)
     ]
-    marks = [
+    return chunks, [
         [(rng.integers(0, 2, len(chunk)) * rng.integers(0, 2)).tolist() for chunk in document]
         for document in chunks
     ]
-    return chunks, marks
 
 
 @torch.no_grad()

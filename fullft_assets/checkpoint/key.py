@@ -66,10 +66,10 @@ def score_before(history: Sequence[Mapping[str, Any]]) -> float | None:
     """Return the score on the general set before training, which a step log has at step 0; None if it was not
     measured.
     """
-    scores = (
-        line[name] for line in history if line["step"] == 0 for name in GENERAL_MEASURES if name in line
+    return next(
+        (line[name] for line in history if line["step"] == 0 for name in GENERAL_MEASURES if name in line),
+        None,
     )
-    return next(scores, None)
 
 
 def checks(history: list[dict[str, Any]], scores: Mapping[str, float]) -> list[CheckOutcome]:

@@ -41,8 +41,7 @@ def depth(name: str, layers: int) -> int:
     (norm, pooler, head).
     """
     match = _LAYER.search(name)
-    above = 0 if _EMBEDDINGS.search(name) else layers + 1
-    return above if match is None else 1 + int(match.group(1))
+    return (0 if _EMBEDDINGS.search(name) else layers + 1) if match is None else 1 + int(match.group(1))
 
 
 def few(config: PretrainedConfig) -> tuple[int, int] | None:
@@ -51,8 +50,7 @@ def few(config: PretrainedConfig) -> tuple[int, int] | None:
     """
     number = config.num_hidden_layers
     kinds = list(getattr(config, "layer_types", None) or [""] * number)
-    period = next(size for size in range(1, number + 1) if (kinds[:size] * number)[:number] == kinds)
-    step = max(2, period)
+    step = max(2, next(size for size in range(1, number + 1) if (kinds[:size] * number)[:number] == kinds))
     shorter = next(size for size in range(4, 4 + step) if (number - size) % step == 0)
     return (shorter, shorter + step) if number > 2 * shorter + step else None
 
@@ -75,8 +73,12 @@ def recompute(model: PreTrainedModel, settings: TrainingSettings) -> None:
     products, where the settings say so.
     """
     if settings.gradient_checkpointing == "selective":
-        contexts = partial(create_selective_checkpoint_contexts, list(_PRODUCTS))
-        model.activation_checkpointing_enable({"use_reentrant": False, "context_fn": contexts})
+        model.activation_checkpointing_enable(
+            {
+                "use_reentrant": False,
+                "context_fn": partial(create_selective_checkpoint_contexts, list(_PRODUCTS)),
+            }
+        )
     elif settings.gradient_checkpointing:
         model.activation_checkpointing_enable()
 

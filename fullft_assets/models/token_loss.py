@@ -62,8 +62,11 @@ class TokenLoss:
         is_plain = type(self.head).forward is nn.Linear.forward and "forward" not in vars(self.head)
         self.is_fused = is_plain and self._returns_logits_of_head(model, inputs)
         config = model.config.get_text_config()
-        is_balanced = getattr(config, "output_router_logits", False)
-        self._balance = getattr(config, "router_aux_loss_coef", 0.0) if is_balanced else 0.0
+        self._balance = (
+            getattr(config, "router_aux_loss_coef", 0.0)
+            if getattr(config, "output_router_logits", False)
+            else 0.0
+        )
         self._experts_a_token = getattr(config, "num_experts_per_tok", 1)
 
     def total(self, model: nn.Module, inputs: Mapping[str, Any], labels: torch.Tensor) -> torch.Tensor:
@@ -81,9 +84,9 @@ class TokenLoss:
         return loss + self.balance(output, inputs, labels)
 
     def balance(self, output: Any, inputs: Mapping[str, Any], labels: torch.Tensor) -> torch.Tensor | float:
-        """Return the auxiliary loss of a mixture's routers (Fedus et al. 2021, arXiv:2101.03961), once for each
-        trained token, since the sum is divided by these: 0 where the model's configuration has none, or does
-        not say `output_router_logits`.
+        """Return the auxiliary loss of a mixture's routers (Fedus et al. 2021, arXiv:2101.03961), once for
+        each trained token, since the sum is divided by these: 0 where the model's configuration has none, or
+        does not say `output_router_logits`.
 
         Args:
             output: of the pass.
@@ -93,7 +96,7 @@ class TokenLoss:
             return 0.0
         mask = inputs.get("attention_mask", inputs.get(IS_TOKEN))
         loss = load_balancing_loss_func(routed, routed[0].shape[-1], self._experts_a_token, mask)
-        return self._balance * loss * (labels != IGNORED).sum()
+        return self._balance * (labels != IGNORED).sum() * loss
 
     @torch.no_grad()
     def of_tokens(
@@ -111,8 +114,12 @@ class TokenLoss:
             states = hidden[:, :-1][is_target]
             size = _tokens_of_part(head.weight)
             for start in range(0, len(states), size):
-                logits = nn.functional.linear(states[start : start + size], head.weight, head.bias)
-                heads.append(_token_scores(logits, targets[start : start + size]))
+                heads.append(
+                    _token_scores(
+                        nn.functional.linear(states[start : start + size], head.weight, head.bias),
+                        targets[start : start + size],
+                    )
+                )
             return hidden.new_zeros((1, 1, 1))
 
         if not self.is_fused:
@@ -127,8 +134,12 @@ class TokenLoss:
         head = self.head
 
         def loss_of(hidden: torch.Tensor) -> torch.Tensor:
-            states = hidden.flatten(0, 1).index_select(0, prediction.positions)
-            return LinearCrossEntropy.apply(states, head.weight, head.bias, prediction.targets)
+            return LinearCrossEntropy.apply(
+                hidden.flatten(0, 1).index_select(0, prediction.positions),
+                head.weight,
+                head.bias,
+                prediction.targets,
+            )
 
         # A copy: FSDP warns about views, whose hooks an operation in place would lose.
         return replaced_forward(head, lambda hidden: loss_of(hidden).reshape(1, 1, 1).clone())
@@ -358,10 +369,11 @@ def score_documents(
         if token_loss is None:
             token_loss = TokenLoss(model, {name: value[:1] for name, value in inputs.items()})
         losses, is_first = token_loss.of_tokens(model, inputs, labels)
-        documents = np.repeat(
-            [row.document for row in batch], (labels[:, 1:] != IGNORED).sum(1).cpu().numpy()
+        return (
+            np.repeat([row.document for row in batch], (labels[:, 1:] != IGNORED).sum(1).cpu().numpy()),
+            losses.cpu().double().numpy(),
+            is_first.long().cpu().numpy(),
         )
-        return documents, losses.cpu().double().numpy(), is_first.long().cpu().numpy()
 
     with evaluating(model), torch.no_grad(), precision.autocast(precision.of_scores(model)):
         for documents, losses, is_first in in_batches(

@@ -175,15 +175,15 @@ def changed(
     """Return the keys of training that differ, with their new values, without those to which
     `micro_batch_size: auto` comes by itself.
     """
-    excluded: set[str] = set()
-    if training.micro_batch_size == "auto":
-        by_itself = setup.model_copy(update={"micro_batch_size": "auto"}).rows_a_pass(processes)
-        excluded = {"gradient_checkpointing"} if is_gpu else set()
-        excluded |= {"micro_batch_size"} if is_gpu or by_itself == setup.micro_batch_size else set()
+    of_auto = setup.model_copy(update={"micro_batch_size": "auto"}).rows_a_pass(processes)
+    is_by_itself = {"gradient_checkpointing": is_gpu}
+    is_by_itself["micro_batch_size"] = is_gpu or of_auto == setup.micro_batch_size
+    is_auto = training.micro_batch_size == "auto"
     return {
         name: value
         for name in type(training).model_fields
-        if (value := getattr(setup, name)) != getattr(training, name) and name not in excluded
+        if (value := getattr(setup, name)) != getattr(training, name)
+        and not (is_auto and is_by_itself.get(name, False))
     }
 
 
@@ -192,8 +192,11 @@ def passes(training: TrainingSettings, processes: int, *, is_gpu: bool) -> list[
     of its setting on, where that is `auto` on a GPU from a whole batch on.
     """
     share = training.batch_size // processes
-    is_counted = is_gpu and training.micro_batch_size == "auto"
-    first = share if is_counted else min(training.rows_a_pass(processes), share)
+    first = (
+        share
+        if (is_gpu and training.micro_batch_size == "auto")
+        else min(training.rows_a_pass(processes), share)
+    )
     sizes = [size for size in range(first, 0, -1) if share % size == 0]
     # Halving is enough: what fits between two of them would save little time.
     sizes = [size for number, size in enumerate(sizes) if number == 0 or size & (size - 1) == 0]
@@ -214,8 +217,11 @@ def _changes(training: TrainingSettings, processes: int, *, is_gpu: bool) -> Ite
         for optimizer, weights in MEMORY_LADDER:
             if state_bytes(optimizer, weights) < state_bytes(training.optimizer, training.weights):
                 # One that steps in the backward pass cannot accumulate.
-                in_backward = OPTIMIZERS.get(optimizer).steps_in_backward
-                size = {"micro_batch_size": training.batch_size} if in_backward else {}
+                size = (
+                    {"micro_batch_size": training.batch_size}
+                    if OPTIMIZERS.get(optimizer).steps_in_backward
+                    else {}
+                )
                 yield {**last, **more, **size, "optimizer": optimizer, "weights": weights}
 
 
@@ -320,11 +326,13 @@ def plan_targets(
     """
     training = settings.training
     is_auto = training.precision == "auto" or training.weights == "bf16"
-    plans = [_plan_target(here, settings, work, parts, count, here_precision)]
-    for target in targets(settings.planning):
-        precision = target.precision if is_auto else training.precision
-        plans.append(_plan_target(target, settings, work, parts, count, precision))
-    return plans
+    precisions = [
+        (target, target.precision if is_auto else training.precision) for target in targets(settings.planning)
+    ]
+    return [
+        _plan_target(target, settings, work, parts, count, precision)
+        for target, precision in [(here, here_precision), *precisions]
+    ]
 
 
 def _plan_target(
@@ -345,8 +353,9 @@ def _plan_target(
     peaks: list[int] = []
     is_gpu = target.gpu is not None
     for setup in setups(training, processes, is_gpu=is_gpu):
-        state = total_state_bytes(work.num_parameters, work.num_trained_parameters, setup)
-        min_bytes = state // num_sharing(setup, processes, hosts)
+        min_bytes = total_state_bytes(work.num_parameters, work.num_trained_parameters, setup) // num_sharing(
+            setup, processes, hosts
+        )
         peaks.append(
             min_bytes if min_bytes > limit else peak_bytes(target, setup, processes, count, precision, hosts)
         )
@@ -394,21 +403,26 @@ def recommend(plans: Sequence[TargetPlan], settings: UseCaseSettings) -> TargetP
             hours = plan.hours[1]
             usd = plan.usd[1]
             if hours <= settings.planning.max_hours and usd <= max_usd:
-                waiting_hours = hours + (_RENTED_HOURS if plan.target.kind == "table" else 0)
-                by_cost.setdefault(usd + WAITING_USD * waiting_hours, plan)
+                by_cost.setdefault(
+                    usd + WAITING_USD * (hours + (_RENTED_HOURS if plan.target.kind == "table" else 0)), plan
+                )
     return by_cost[min(by_cost)] if by_cost else None
 
 
 def yaml_lines(plan: TargetPlan, training: TrainingSettings) -> list[str]:
     """Return the YAML lines that a target needs: the changes of `training` and `launcher`, and the price."""
-    lines = []
-    if plan.setup:
-        lines += ["training:", *(f"  {name}: {_yaml(value)}" for name, value in plan.setup.items())]
-    if plan.processes > 1:
-        lines += ["launcher:", f"  processes: {plan.processes}"]
-    if plan.target.kind != "here" and plan.target.hourly_usd:
-        lines += ["planning:", f"  hourly_usd: {plan.target.hourly_usd:g}"]
-    return lines
+    hourly_usd = 0 if plan.target.kind == "here" else plan.target.hourly_usd
+    sections = {
+        "training": plan.setup,
+        "launcher": {"processes": plan.processes} if plan.processes > 1 else {},
+        "planning": {"hourly_usd": f"{hourly_usd:g}"} if hourly_usd else {},
+    }
+    return [
+        line
+        for section, values in sections.items()
+        if values
+        for line in (f"{section}:", *(f"  {name}: {_yaml(value)}" for name, value in values.items()))
+    ]
 
 
 def table(plans: Sequence[TargetPlan]) -> Iterator[dict[str, str]]:
@@ -437,9 +451,8 @@ def table(plans: Sequence[TargetPlan]) -> Iterator[dict[str, str]]:
 
 def num_sharing(setup: TrainingSettings, processes: int, hosts: int) -> int:
     """Return the number of processes that share one copy of the model, of a training's on so many hosts."""
-    if setup.sharding == "none":
-        return 1
-    return processes // hosts if setup.sharding == "fsdp2_by_host" else processes
+    sharing = processes // hosts if setup.sharding == "fsdp2_by_host" else processes
+    return 1 if setup.sharding == "none" else sharing
 
 
 def peak_bytes(
@@ -460,8 +473,7 @@ def peak_bytes(
         hosts = 1
     step = count(setup, "bf16" if setup.weights == "bf16" else precision, target.gpu is not None, processes)
     on_cpu = processes // hosts * peak_on_cpu(step, target.libraries_bytes)
-    on_gpu = peak_on_gpu(step, processes, is_sharded=setup.sharding != "none")
-    return on_cpu if target.gpu is None else on_gpu
+    return on_cpu if target.gpu is None else peak_on_gpu(step, processes, is_sharded=setup.sharding != "none")
 
 
 def _duration(hours: tuple[float, float]) -> str:
@@ -494,9 +506,9 @@ def plan_lines(plans: Sequence[TargetPlan], settings: UseCaseSettings, name: str
 
 def _columns(rows: Sequence[dict[str, str]]) -> list[str]:
     widths = {column: max(len(column), *(len(row[column]) for row in rows)) for column in rows[0]}
-    table_rows = [dict(zip(widths, widths, strict=True)), *rows]
     return [
-        "  ".join(row[column].ljust(width) for column, width in widths.items()).rstrip() for row in table_rows
+        "  ".join(row[column].ljust(width) for column, width in widths.items()).rstrip()
+        for row in [dict(zip(widths, widths, strict=True)), *rows]
     ]
 
 
@@ -511,8 +523,11 @@ def recommendation(plans: Sequence[TargetPlan], settings: UseCaseSettings) -> st
             " limit, choose a smaller base_model, or lower chunks.max_tokens"
         )
     assert best.usd is not None and best.hours is not None, "it was chosen by them"
-    has_changes = bool(yaml_lines(best, settings.training))
-    how = "with these lines in the YAML:" if has_changes else "with the YAML as it is"
+    how = (
+        "with these lines in the YAML:"
+        if bool(yaml_lines(best, settings.training))
+        else "with the YAML as it is"
+    )
     return (
         f"Recommended: {best.target.name} ({_duration(best.hours)} of training, at most"
         f" {best.usd[1]:,.2f} USD for a first model), the best by price and time, an hour of waiting"

@@ -314,7 +314,8 @@ def contradictions(training: TrainingSettings, processes: int) -> Iterator[Contr
         (
             training.gradient_checkpointing == "selective" and training.compile,
             ("training", "compile"),
-            "hides the products that gradient_checkpointing: selective keeps; set true, or remove one of the two",
+            "hides the products that gradient_checkpointing: selective keeps; set true, or remove one of the"
+            " two",
         ),
         (
             sharding == "fsdp2_offload" and training.precision == "fp16",

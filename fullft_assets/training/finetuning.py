@@ -168,8 +168,9 @@ class TrainingSegment:
         self.model.config.use_cache = False
         if self.checkpoint is None and run.recipe.has_new_head:
             self._fit_head()
-        preparation = run.recipe.prepare(self.model, self.settings, run.seed)
-        self.prepared = kernels.apply(self.model, preparation, self.settings)
+        self.prepared = kernels.apply(
+            self.model, run.recipe.prepare(self.model, self.settings, run.seed), self.settings
+        )
         feed = self.prepared.feed
         passes_a_step = training_loop.accumulation_steps(self.settings, run.num_processes) * run.num_processes
         documents_of_steps = np.append(feed.bounds[: feed.num_passes : passes_a_step], feed.bounds[-1])
@@ -181,8 +182,9 @@ class TrainingSegment:
         self.evaluate_at = self._evaluation_steps(feed.num_rows / self.settings.batch_size)
         self.recorder = self._make_recorder(documents_of_steps)
         # With WiSE-FT the budget applies to the interpolated weights after training, not on the way.
-        budget = None if self.settings.wise_ft else self.settings.max_general_rise
-        self.validator = Validator(run.recipe, budget, self.recorder)
+        self.validator = Validator(
+            run.recipe, (None if self.settings.wise_ft else self.settings.max_general_rise), self.recorder
+        )
         self.guards = GuardActions(
             self.settings,
             self.recorder,
@@ -233,8 +235,12 @@ class TrainingSegment:
         )
         flops = step_flops(feed.lengths, feed.num_predicted, documents_of_steps, ModelShape.of(self.model))
         peak = peak_flops(gpu_name() or "", precision.of(self.settings))
-        meter = Meter(self.tokens, flops, None if peak is None else peak * run.num_processes)
-        return StepRecorder(log, tracker, meter, run.progress)
+        return StepRecorder(
+            log,
+            tracker,
+            Meter(self.tokens, flops, None if peak is None else peak * run.num_processes),
+            run.progress,
+        )
 
     def run(self) -> Fit:
         """Train to the end; see `fine_tune`."""
@@ -274,8 +280,12 @@ class TrainingSegment:
         if self.shared.resumable and is_first_local_rank():
             shutil.rmtree(self.shared.folder / UNFINISHED, ignore_errors=True)
         if self.shared.resumable and is_first_rank():
-            spared = None if self.shared.stored is None else self.shared.stored.uploading
-            retain(self.shared.folder, self.history, best=self.validator.best_step(), spared=spared)
+            retain(
+                self.shared.folder,
+                self.history,
+                best=self.validator.best_step(),
+                spared=(None if self.shared.stored is None else self.shared.stored.uploading),
+            )
         self.validator.score_before(self.model)
         self.recorder.start()
         if 0 in self.evaluate_at and self.checkpoint is None:
@@ -355,8 +365,11 @@ class TrainingSegment:
     def _read_steps(self, most_unread: int) -> None:
         while len(self._unread_steps) > most_unread:
             line = self._unread_steps.popleft().read()
-            is_fp16 = precision.of(self.settings) == "fp16"
-            self.guards.check(self.recorder.record_step(line, self.num_steps, is_fp16=is_fp16))
+            self.guards.check(
+                self.recorder.record_step(
+                    line, self.num_steps, is_fp16=(precision.of(self.settings) == "fp16")
+                )
+            )
             self._num_unmoved_steps = 0 if math.isfinite(line["grad_norm"]) else self._num_unmoved_steps + 1
             if self._num_unmoved_steps >= _MOST_UNMOVED_STEPS:
                 raise DivergenceError(
@@ -416,7 +429,7 @@ class TrainingSegment:
         stored_in = self.shared.stored_in
         if inference.is_sharded(self.model):
             inference.reshard(self.model)
-        if stored_in is not None and precision.round_weights(self.model, stored_in):
+        if stored_in is not None and precision.round_weights(self.model, stored_in, keeps_format=True):
             scores = _require_finite(self.validator.score_now(self.model), step)
             if self.validator.is_spent(scores):
                 raise self.validator.over_budget(step)

@@ -112,8 +112,9 @@ def groups_of_weights(model: PreTrainedModel, settings: TrainingSettings) -> lis
     ]
     for name, weight in model.named_parameters():
         if weight.requires_grad:
-            has_decay = not name.startswith(norms) and not _NOT_DECAYED.search(name.lower())
-            groups[0 if has_decay else 1]["params"].append(weight)
+            groups[0 if (not name.startswith(norms) and not _NOT_DECAYED.search(name.lower())) else 1][
+                "params"
+            ].append(weight)
     return [group for group in groups if group["params"]]
 
 
@@ -339,14 +340,15 @@ class Loop:
             folder.mkdir(parents=True, exist_ok=True)
         if is_first_rank():
             self.model.config.save_pretrained(folder)
-            passes = self._settings.model_dump(include=_OF_PASSES)
-            torch.save({"last_epoch": self._num_scheduled, **passes}, folder / _SCHEDULE)
+            torch.save(
+                {"last_epoch": self._num_scheduled, **self._settings.model_dump(include=_OF_PASSES)},
+                folder / _SCHEDULE,
+            )
             if self._scaler.is_enabled():
                 torch.save(self._scaler.state_dict(), folder / _SCALE)
             torch.save(states, folder / RANDOM_STATES)
-        if is_part:
-            return partial(Part(self.model, self.optimizer, ranks.number()).write, folder)
-        return partial(self._write_whole, folder) if is_first_rank() else list
+        whole = partial(self._write_whole, folder) if is_first_rank() else list
+        return partial(Part(self.model, self.optimizer, ranks.number()).write, folder) if is_part else whole
 
     def _write_whole(self, folder: Path) -> list[str]:
         save_file(
@@ -362,8 +364,9 @@ class Loop:
         feed = self._prepared.feed
         count = self._num_processes
         num_passes = accumulation_steps(self._settings, count)
-        first = self.step * num_passes * count + ranks.number()
-        numbers = range(first, -(-feed.num_passes // count) * count, count)
+        numbers = range(
+            (self.step * num_passes * count + ranks.number()), -(-feed.num_passes // count) * count, count
+        )
         last = feed.num_passes - 1
         for start in range(0, len(numbers), num_passes):
             # Processes make equally many passes: one for which there is none repeats the last, for nothing.
@@ -386,8 +389,11 @@ class Loop:
         loss = torch.zeros((), device=device())
         for number, (batch, counts) in enumerate(passes, start=1):
             # A sharded model would else keep the complete gradients until the last pass.
-            waits = isinstance(self._wrapped, DistributedDataParallel) and number < len(passes)
-            with self._wrapped.no_sync() if waits else nullcontext():
+            with (
+                self._wrapped.no_sync()
+                if (isinstance(self._wrapped, DistributedDataParallel) and number < len(passes))
+                else nullcontext()
+            ):
                 # Gradients are averaged over the processes, while the labels are counted over all of them.
                 loss += self._make_pass(batch, num_labels, self._num_processes if counts else 0)
             self._watch("pass", self)

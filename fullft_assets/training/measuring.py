@@ -10,6 +10,7 @@ on others follows from it.
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import time
@@ -102,8 +103,9 @@ def measure(recipe: Recipe, use_case: UseCaseSettings, processes: int) -> tuple[
     if settings.compile:
         layers.compile_layers(model)
     trained_weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [{"params": trained_weights, "lr": 0.0, "weight_decay": 0.0}]
-    optimizer = settings.chosen_optimizer.build(groups, settings.weights, use_case.seed)
+    optimizer = settings.chosen_optimizer.build(
+        [{"params": trained_weights, "lr": 0.0, "weight_decay": 0.0}], settings.weights, use_case.seed
+    )
     seconds_of_passes, seconds_of_a_step = _time_passes(model, optimizer, preparation)
     del anchors
     num_steps = -(-feed.num_passes // accumulation_steps(settings, 1))
@@ -190,9 +192,9 @@ def with_fitting_passes(
     max_memory_gib: float | None,
     progress: Progress | None = None,
 ) -> TrainingSettings:
-    """Return the settings with the rows of a pass in place of `micro_batch_size: auto`: on a GPU the most that
-    are counted to fit, with gradient checkpointing where not even one fits without. All processes that are
-    connected must call this, and get the same.
+    """Return the settings with the rows of a pass in place of `micro_batch_size: auto`: on a GPU the most
+    that are counted to fit, with gradient checkpointing where not even one fits without. All processes that
+    are connected must call this, and get the same.
 
     Args:
         processes: of the training.
@@ -201,14 +203,12 @@ def with_fitting_passes(
         return settings
     changes: dict[str, Any] = {"micro_batch_size": settings.rows_a_pass(processes)}
     if of_accelerator("mem_get_info") is not None and not settings.steps_in_backward:
-        limit = min(ranks.of_all(_free_memory_bytes()))
-        if max_memory_gib is not None:
-            limit = min(limit, int(max_memory_gib * GIB))
-        if is_first_rank():
-            # Not counted: what is there stays, and memory that runs out makes passes smaller.
-            with suppress(CannotCount):
-                outline = Outline(recipe, settings, seed)
-                changes = _fitting_passes(outline, settings, processes, int(limit / _MEMORY_MARGIN))
+        free = min(ranks.of_all(_free_memory_bytes()))
+        limit = min(free, math.inf if max_memory_gib is None else max_memory_gib * GIB) / _MEMORY_MARGIN
+        # Not counted: what is there stays, and memory that runs out makes passes smaller.
+        with suppress(CannotCount):
+            if is_first_rank():
+                changes = _fitting_passes(Outline(recipe, settings, seed), settings, processes, limit)
         changes = ranks.from_first(changes)
         if progress is not None:
             progress.say(", ".join(f"{name}: {value}" for name, value in changes.items()))
@@ -216,17 +216,15 @@ def with_fitting_passes(
 
 
 def _fitting_passes(
-    outline: Outline, settings: TrainingSettings, processes: int, limit: int
+    outline: Outline, settings: TrainingSettings, processes: int, limit: float
 ) -> dict[str, Any]:
-    target = Target(name="this machine", gpu="GPU")
-    number_format = precision.of(settings)
-    hosts = max(1, processes // num_local_ranks())
+    def peak(setup: TrainingSettings) -> int:
+        target = Target(name="this machine", gpu="GPU")
+        hosts = max(1, processes // num_local_ranks())
+        return peak_bytes(target, setup, processes, outline.memory, precision.of(settings), hosts)
+
     smaller = passes(settings, processes, is_gpu=True)
-    for changes in smaller:
-        setup = settings.model_copy(update=changes)
-        if peak_bytes(target, setup, processes, outline.memory, number_format, hosts) <= limit:
-            return changes
-    return smaller[-1]
+    return next((one for one in smaller if peak(settings.model_copy(update=one)) <= limit), smaller[-1])
 
 
 #: Functions that autocast on a GPU computes in fp32, whose results and saved inputs are twice as large; on a
@@ -270,14 +268,15 @@ class Outline:
             layers.freeze(model, self._settings)
             feed = self._recipe.prepare(model, self._settings, self._seed).feed
             shape = ModelShape.of(model)
-        bounds = np.array([0, len(feed.lengths)])
         return Work(
             num_parameters=model.num_parameters(),
             num_trained_parameters=model.num_parameters(only_trainable=True),
             num_rows=feed.num_rows,
             num_tokens=int(feed.lengths.sum()),
             num_padded_tokens=int(feed.sizes.sum()),
-            flops=float(step_flops(feed.lengths, feed.num_predicted, bounds, shape).sum()),
+            flops=float(
+                step_flops(feed.lengths, feed.num_predicted, np.array([0, len(feed.lengths)]), shape).sum()
+            ),
         )
 
     def memory(
@@ -315,8 +314,9 @@ class Outline:
                 processes=sharing,
             )
             with _in_one_line():
-                width = bytes_per_weight(settings.weights)
-                counted = self._by_few_layers(count, width * self._outlined[1] // sharing)
+                counted = self._by_few_layers(
+                    count, bytes_per_weight(settings.weights) * self._outlined[1] // sharing
+                )
                 counted = (count() if counted is None else counted).round().astype(int).tolist()
             # Five parts, weights to copies, then peak and activations of each stretch.
             parts = dict(zip(StepMemory.model_fields, counted[:5], strict=False))
@@ -341,8 +341,7 @@ class Outline:
         if few is None or self._settings.freeze_layers:
             return None
         shorter, longer = (count(num_layers=number) for number in few)
-        share = (config.num_hidden_layers - few[0]) / (few[1] - few[0])
-        counted = shorter + share * (longer - shorter)
+        counted = shorter + ((config.num_hidden_layers - few[0]) / (few[1] - few[0])) * (longer - shorter)
         # A part of a weight may be rounded.
         return counted if abs(counted[0] - weights) <= config.num_hidden_layers else None
 
@@ -478,8 +477,12 @@ class _BackwardPass:
 
     def _look_beside(self) -> None:
         if self._processes > 1:
-            gathered = self._gathered if self._layers - self._whole else 0
-            self._tracker.beside = self._model_bytes + gathered + self._part_bytes + self._summed_bytes
+            self._tracker.beside = (
+                self._model_bytes
+                + (self._gathered if self._layers - self._whole else 0)
+                + self._part_bytes
+                + self._summed_bytes
+            )
 
     def add(self, weight: torch.Tensor) -> None:
         """Take a weight's gradient, which is complete."""
@@ -623,8 +626,10 @@ def _pulls(recipe: Recipe, settings: TrainingSettings) -> list[Any]:
     if not settings.l2_sp and not settings.ewc:
         return []
     original = recipe.load_original(settings)
-    importance = [torch.zeros_like(weight) for weight in original.parameters()] if settings.ewc else []
-    return [original, importance]
+    return [
+        original,
+        ([torch.zeros_like(weight) for weight in original.parameters()] if settings.ewc else []),
+    ]
 
 
 def _bytes(tensors: Iterable[torch.Tensor]) -> int:
@@ -680,8 +685,14 @@ def this_machine(settings: UseCaseSettings, measured_speed: float | None) -> Tar
         "kind": "here",
     }
     if gpu is not None:
-        flops = peak_flops(gpu, "bf16")
-        return Target(name="this machine", gpu=gpu, gpus=num_gpus(), flops=flops, speed=speed, **common)
+        return Target(
+            name="this machine",
+            gpu=gpu,
+            gpus=num_gpus(),
+            flops=peak_flops(gpu, "bf16"),
+            speed=speed,
+            **common,
+        )
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     core_flops = cores * _CPU_CORE_FLOPS
     return Target(

@@ -99,11 +99,15 @@ class Validator:
     def spent_budget(self, step: int, scores: Mapping[str, Any]) -> GuardFinding:
         """Return the finding for a spent budget, which ends the run."""
         name = next(name for name in GENERAL_MEASURES if name in scores)
-        reason = (
+        return GuardFinding(
+            RULE,
+            "stop",
+            step,
+            step,
             f"{name} {scores[name]:.4f} is {scores['general_rise']:.4f} above the one before training,"
-            f" max_general_rise is {self.max_rise:g}"
+            f" max_general_rise is {self.max_rise:g}",
+            _FIX,
         )
-        return GuardFinding(RULE, "stop", step, step, reason, _FIX)
 
     def over_budget(self, step: int) -> DivergenceError:
         """Return the error of a run without any scored weights within the budget."""

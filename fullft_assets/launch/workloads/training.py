@@ -99,7 +99,7 @@ def _write(
     with store.create(
         job.case, job.stage, job.key, version=checkpoint_key.VERSION, seed=settings.seed
     ) as draft:
-        precision.store_weights(fit.model, header.dtype)
+        precision.round_weights(fit.model, header.dtype, keeps_format=False)
         loading.save_model(fit.model, draft.path / "model", settings.chunks.max_tokens)
         save_tokenizer(base_model, settings.chunks.added_tokens, draft.path / "model")
         copy_code(base_model, draft.path / "model")
