@@ -94,9 +94,8 @@ def write(folder: Path) -> Path:
     from safetensors.torch import load_file, save_file
 
     write_tiny_model(folder)
-    weights = load_file(folder / "model.safetensors")
     save_file(
-        {**weights, "gate.weight": torch.full((8,), 0.5)},
+        {**load_file(folder / "model.safetensors"), "gate.weight": torch.full((8,), 0.5)},
         folder / "model.safetensors",
         metadata={"format": "pt"},
     )

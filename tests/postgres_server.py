@@ -68,12 +68,11 @@ def _serve(root: Path) -> Iterator[PostgresServer]:
             shutil.chown(path, user)
 
     def call(*command: str) -> None:
-        env = {**os.environ, "PGPASSWORD": server.password, "LC_ALL": "C"}
         done = subprocess.run(
             [str(folder / command[0]), *command[1:]],
             user=user,
             cwd=root,
-            env=env,
+            env={**os.environ, "PGPASSWORD": server.password, "LC_ALL": "C"},
             capture_output=True,
             text=True,
         )

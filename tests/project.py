@@ -188,8 +188,7 @@ def create(root: Path, name: str = "letters", *, rows: int = 400, **sections: An
         f" my_project\n      working_directory: {root}\n"
     )
     project.home.mkdir()
-    repository = Path(__file__).parents[1]
-    (project.home / "dagster.yaml").write_text((repository / "dagster.yaml").read_text())
+    (project.home / "dagster.yaml").write_text((Path(__file__).parents[1] / "dagster.yaml").read_text())
     project.documents.mkdir(parents=True)
     project.production.mkdir()
     project.deliver("delivery-1.jsonl", licence_rows(rows))

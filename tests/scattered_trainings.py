@@ -182,10 +182,9 @@ def killed(scene: Scene) -> dict[str, Any]:
     _work(scene, case, url, lost, kill_after=2)
     stored = sorted(int(path.parent.name.split("-")[0]) for path in checkpoints.glob("k/*/complete.json"))
     shutil.rmtree(lost)
-    done = _work(scene, case, url, scene.machines(1)[0])
     return {
         "straight": straight,
-        "done": done,
+        "done": _work(scene, case, url, scene.machines(1)[0]),
         "stored": stored,
         "left": [str(path) for path in checkpoints.rglob("*") if path.is_file()],
     }
@@ -209,15 +208,14 @@ def _work(scene: Scene, case: Prepared, url: str, machine: Path, kill_after: int
         work(job, store, Progress(silent=True))
         made = store.find(job.case, job.stage, job.key)
         model = store.folder(made)
-        steps = [
-            line["step"]
-            for line in map(json.loads, (model / "logs" / "metrics.jsonl").read_text().splitlines())
-            if "loss" in line
-        ]
         return {
             "weights": str(model / "model" / "model.safetensors"),
             "from": made.metadata["resumed_from_step"],
-            "steps": steps,
+            "steps": [
+                line["step"]
+                for line in map(json.loads, (model / "logs" / "metrics.jsonl").read_text().splitlines())
+                if "loss" in line
+            ],
         }
 
     scene._count += 1

@@ -480,8 +480,7 @@ class TestSensor:
     def test_a_batch_that_a_red_check_holds_back_is_sent_once_however_its_run_ended(
         self, graph: CaseGraph, instance: dg.DagsterInstance, hook: Hook, is_cancelled: bool
     ) -> None:
-        project = projects.Project(graph.use_case.project_root, graph.name)
-        project.deliver(
+        projects.Project(graph.use_case.project_root, graph.name).deliver(
             "unlabelled.jsonl", [{**row, "kind": None} for row in projects.licence_rows(40, skip=100)]
         )
         [batch] = documents.look(
@@ -494,9 +493,12 @@ class TestSensor:
             "dagster/run_key": "k",
             "delivery/run_key": "k",
         }
-        job = definitions(graph.use_case).resolve_job_def(f"{graph.name}_ingest")
-        ran = job.execute_in_process(
-            instance=instance, partition_key=batch.name, raise_on_error=False, tags=by_itself
+        ran = (
+            definitions(graph.use_case)
+            .resolve_job_def(f"{graph.name}_ingest")
+            .execute_in_process(
+                instance=instance, partition_key=batch.name, raise_on_error=False, tags=by_itself
+            )
         )
         assert not ran.success, "a blocking check makes its run fail"
         if is_cancelled:

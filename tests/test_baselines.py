@@ -85,7 +85,6 @@ def test_a_constant_feature_takes_no_part_in_the_probe() -> None:
 
 
 def test_unseen_words_and_empty_texts_get_an_answer(prepared, fitted) -> None:
-    strange = replace(prepared.split("validation").select([0, 1]), texts=["Ωμέγα", ""])
-    found = fitted["tfidf"].predict(strange)
+    found = fitted["tfidf"].predict(replace(prepared.split("validation").select([0, 1]), texts=["Ωμέγα", ""]))
     np.testing.assert_array_equal(found[0], found[1])
     assert np.isfinite(found).all()

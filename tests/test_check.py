@@ -87,13 +87,12 @@ def test_rows_of_arrays_tables_archives_and_whole_files_are_read(project):
 
     data, rows = project / "data", [{"text": f"text {i}", "kind": "notice"} for i in range(7)]
     (data / "a.jsonl").unlink()
-    lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
     projects.write_files(
         data,
         {
             "b.json": json.dumps(rows, indent=2),
             "c.json": json.dumps(rows[0]),
-            "d.jsonl.gz": pack(lines, "gzip"),
+            "d.jsonl.gz": pack("".join(json.dumps(row) + "\n" for row in rows).encode(), "gzip"),
             "e.csv.zst": pack(b'text,kind\n"two\nlines",notice\n', "zstd"),
             "m.manifest": '{"source": "a", "kind": 0}\n\n{"source": "b", "kind": 1}\n',
         },

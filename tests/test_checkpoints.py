@@ -51,8 +51,7 @@ def test_files_and_names_are_on_the_disk_before_what_they_are_needed_for(
 
     monkeypatch.setattr(os, "fsync", synced)
     monkeypatch.setattr(os, "rename", renamed)
-    done = fit(LLAMA, training(8, marked=True), SETTINGS, tmp_path, resumable=True)
-    name = f"checkpoint-{done.num_steps}"
+    name = f"checkpoint-{fit(LLAMA, training(8, marked=True), SETTINGS, tmp_path, resumable=True).num_steps}"
     aside = f"unfinished/{name}"
     files = [
         str(path.relative_to(tmp_path / name))

@@ -53,8 +53,7 @@ class TestTokenizer:
         new = {after.tokenizer.token_to_id(term): term for term in TERMS}
         assert len(new) == 3 and min(new) >= before.tokenizer.get_vocab_size()
         folds_case = before.tokenizer.encode("A").ids == before.tokenizer.encode("a").ids
-        expected = [1, 2 if folds_case else 0, 2, 0]
-        for text, count in zip(TEXTS, expected, strict=True):
+        for text, count in zip(TEXTS, [1, 2 if folds_case else 0, 2, 0], strict=True):
             old, ids = before.encode([text])[0], after.encode([text])[0]
             assert sum(number in new for number in ids) == count, text
             assert (

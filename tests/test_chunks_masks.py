@@ -123,8 +123,7 @@ class TestConversations:
         rows = projects.licence_rows(30)
         chat = [said(("user", "assistant")[i % 2], row["text"].strip() or "x") for i, row in enumerate(rows)]
         whole = chunks.chunk(conversations([chat]), load(smol, max_tokens=100_000), "sft").table
-        short = load(smol, max_tokens=64, stride=16)
-        found = chunks.chunk(conversations([chat]), short, "sft").table
+        found = chunks.chunk(conversations([chat]), load(smol, max_tokens=64, stride=16), "sft").table
         [cut], [marks], [[full]] = (
             found["windows"].to_pylist(),
             found["marks"].to_pylist(),
@@ -197,9 +196,8 @@ class TestTemplate:
     def test_without_a_template_chatml_is_used_if_the_tokenizer_has_its_tokens(
         self, smol: Path, tmp_path: Path
     ) -> None:
-        tokenization = load(with_template(smol, tmp_path, None))
         assert (
-            tokenization.chat.render(
+            load(with_template(smol, tmp_path, None)).chat.render(
                 [said("user", "Hi"), said("assistant", "Ho")], add_generation_prompt=True
             )
             == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHo<|im_end|>\n<|im_start|>assistant\n"

@@ -170,9 +170,8 @@ def test_rows_that_are_set_aside_are_counted_by_reason_with_their_places(tmp_pat
 
 
 def test_labels_without_rows_on_a_side_are_named() -> None:
-    set_aside = {"label": "plague", "rows": 3, "groups": 1, "reason": "few_rows"}
     changes = {
-        "labels_set_aside": [set_aside],
+        "labels_set_aside": [{"label": "plague", "rows": 3, "groups": 1, "reason": "few_rows"}],
         "num_labels_set_aside": 1,
         "labels_untested": ["flu"],
         "num_groups_moved": 2,

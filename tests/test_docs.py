@@ -121,8 +121,7 @@ def test_the_page_of_settings_is_up_to_date() -> None:
 
 
 def test_every_page_is_in_the_navigation() -> None:
-    text = (ROOT / "mkdocs.yml").read_text()
-    assert sorted(re.findall(r"(\S+\.md)$", text, re.MULTILINE)) == sorted(
+    assert sorted(re.findall(r"(\S+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)) == sorted(
         str(page.relative_to(DOCS)) for page in PAGES
     )
 

@@ -214,11 +214,10 @@ def test_nor_what_is_planted_where_a_row_has_several_labels_nor_in_a_window(
         "group": "patient",
         "domain": "ward",
     }
-    windows = {"path": "data/letters/production"}
     project.configure(
         examples=own,
         snapshot={"min_train_rows": 5, "test_share": 0.3, "validation_share": 0.3},
-        monitoring=windows,
+        monitoring={"path": "data/letters/production"},
     )
     projects.write_rows(
         project.production / f"{WORD}.jsonl", [*planted_targets(task, 8), {"id": WORD, "text": [WORD]}]

@@ -91,8 +91,7 @@ def test_a_quote_that_is_not_closed_loses_no_rows_unsaid(delimiter: str, name: s
     rows[20] = delimiter.join(("20", '"The text', "k2"))
     rows[73] = delimiter.join(("73", 'The text"', "k1"))
     put(tmp_path, "\n".join([delimiter.join(("id", "text", "kind")), *rows, ""]), name)
-    problems = {row["row"]: row["problem"] for row in read(tmp_path) if row["problem"]}
-    assert problems == {
+    assert {row["row"]: row["problem"] for row in read(tmp_path) if row["problem"]} == {
         22: "a quoted field has rows in it: close its quote, or set documents.csv.quoting to none"
     }
     assert len(read(tmp_path, csv={"quoting": "none"})) == 200

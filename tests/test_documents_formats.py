@@ -39,12 +39,11 @@ def read_batch(
     """Read a folder as one batch, once these files are written to it."""
     projects.write_files(folder, files or {})
     source = Folder(folder)
-    settings = ExamplesSettings(**{"label": "kind", "group": "expression", **(examples or {})})
     return read_documents(
         source,
         Batch(name="00001-test", files=source.files()),
         DocumentsSettings(path="unused", **documents),
-        settings,
+        ExamplesSettings(**{"label": "kind", "group": "expression", **(examples or {})}),
     )
 
 
@@ -135,12 +134,11 @@ class TestContainers:
         self, tmp_path: Path, licences: Rows, codec: str
     ) -> None:
         ending = {"gzip": ".gz", "zstd": ".zst"}[codec]
-        packed = pack(as_lines(licences).encode(), codec)
         batch = read_batch(
             tmp_path,
             files={
                 "good.jsonl": as_lines(licences[:2]),
-                f"cut.jsonl{ending}": packed[:-9],
+                f"cut.jsonl{ending}": pack(as_lines(licences).encode(), codec)[:-9],
                 f"empty.jsonl{ending}": b"",
                 f"other.jsonl{ending}": as_lines(licences).encode(),
             },
@@ -175,15 +173,11 @@ class TestContainers:
             (3, None, "no field `text`"),
             (4, "?", None),
         ]
-        assert " record 1: " in batch.unreadable["b.json"] and re.search(
-            " record 1: .* after array", batch.unreadable["c.json"]
-        )
-        assert (
-            re.search(" record 1: .* trailing garbage$", batch.unreadable["d.json"])
-            and " record 1: text after " in batch.unreadable["f.json"]
-        )
-        quoted_inside = {batch.unreadable["g.json"], batch.unreadable["h.json"]}
-        assert quoted_inside == {
+        assert " record 1: " in batch.unreadable["b.json"]
+        assert re.search(" record 1: .* after array", batch.unreadable["c.json"])
+        assert re.search(" record 1: .* trailing garbage$", batch.unreadable["d.json"])
+        assert " record 1: text after " in batch.unreadable["f.json"]
+        assert {batch.unreadable["g.json"], batch.unreadable["h.json"]} == {
             "not JSON: after record 0: parse error: after key and value, inside map, I expect ',' or '}'"
         }
 
@@ -841,13 +835,12 @@ class TestLabelStudio:
         self, tmp_path: Path
     ) -> None:
         x, y = {"choices": ["x"]}, {"choices": ["y"]}
-        mail = {"id": 7, "email": "ann@example.org"}
         rows = self.rows(
             tmp_path,
             [
                 task(
                     1,
-                    annotation(mail, x, at="2025-03-02T00:00:00Z"),
+                    annotation({"id": 7, "email": "ann@example.org"}, x, at="2025-03-02T00:00:00Z"),
                     annotation(2, y, cancelled=True),
                     expression="mit",
                 ),

@@ -286,8 +286,7 @@ def _num_in_csv(text: str, name: str) -> int:
     settings = DocumentsSettings(path="data")
     lines, delimiter = tables._lines_and_delimiter(io.StringIO(text, newline=""), name, settings)
     fields = [fields for fields in csv.reader(lines, delimiter=delimiter) if fields]
-    first = next((at for at, row in enumerate(fields) if any(row)), len(fields))
-    return max(0, len(fields) - first - 1)
+    return max(0, len(fields) - next((at for at, row in enumerate(fields) if any(row)), len(fields)) - 1)
 
 
 def assert_nothing_is_lost(seed: Seed, path: Path, rows: list[dict[str, Any]], encoding: str) -> None:

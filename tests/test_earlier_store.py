@@ -33,8 +33,7 @@ def earlier(tmp_path_factory: pytest.TempPathFactory) -> projects.Project:
     # The project was written in another folder: its batch names the one that it was read from.
     for batch in (root / ".home" / "store" / "pointers" / CASE / "batch").iterdir():
         batch.write_text(batch.read_text().replace("/tmp/oldstore", str(root)))
-    repository = Path(__file__).parents[1]
-    (root / ".home" / "dagster.yaml").write_text((repository / "dagster.yaml").read_text())
+    (root / ".home" / "dagster.yaml").write_text((Path(__file__).parents[1] / "dagster.yaml").read_text())
     (root / "workspace.yaml").write_text(
         "load_from:\n  - python_module:\n      module_name: my_project.definitions\n"
         f"      location_name: my_project\n      working_directory: {root}\n"

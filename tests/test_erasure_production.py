@@ -60,9 +60,8 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
         store, name, case.project.production, case.use_case.settings.documents, "window"
     )
     job = case.job("drift_report", monitoring={"min_window_rows": 20})
-    produced = documents.keep(store, case.use_case, window.name, "window")
     more = {
-        "production_documents": produced.ref,
+        "production_documents": documents.keep(store, case.use_case, window.name, "window").ref,
         "finetuned_checkpoint": only(case, "finetuned_checkpoint").ref,
     }
     monitoring.work(job.model_copy(update={"inputs": {**job.inputs, **more}}), store, QUIET)

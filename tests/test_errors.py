@@ -151,9 +151,8 @@ def test_a_broken_use_case_beside_stops_no_other_and_is_named_by_the_check_of_al
 
 def test_definitions_that_cannot_be_imported_are_one_line(project):
     (project.root / "my_project" / "definitions.py").write_text("import no_such_module\n")
-    done = project.fullft("run", "letters")
     assert_one_line(
-        done,
+        project.fullft("run", "letters"),
         f"{project.root}: Dagster cannot load the definitions: my_project: ModuleNotFoundError: No module"
         " named 'no_such_module'",
     )

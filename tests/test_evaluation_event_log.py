@@ -72,8 +72,7 @@ def test_no_word_of_a_label_leaves_the_store_when_a_model_is_judged_and_promoted
     ("label", "is_named"), [("copyleft", True), (SENTENCE, False), ("x" * 41, False), ("x" * 40, True)]
 )
 def test_thresholds_are_shown_by_label_only_where_labels_may_be_named(label: str, is_named: bool) -> None:
-    shown = outside_the_store(CheckpointMetadata, {"label_thresholds": {label: 0.4}, "num_steps": 3})
-    assert shown == (
+    assert outside_the_store(CheckpointMetadata, {"label_thresholds": {label: 0.4}, "num_steps": 3}) == (
         {"label_thresholds": {label: 0.4}, "num_steps": 3} if is_named else {"num_steps": 3, "num_labels": 1}
     )
 

@@ -215,8 +215,7 @@ def test_what_each_system_answers_is_stored_and_scored(
     page = (folder / "report.html").read_text()
     assert "Answers against the held-out ones" in page and "ROUGE-L" in page
     monkeypatch.setattr(scoring, "MAX_ANSWER_TOKENS", 30)
-    few = lab.evaluate(learned, learned, key="few", evaluation={"generated_answers": 5})
-    stored = lab.read(few).answers
+    stored = lab.read(lab.evaluate(learned, learned, key="few", evaluation={"generated_answers": 5})).answers
     assert stored is not None and stored.num_answers == 5 and stored.num_groups == 5
     assert stored.gains["chrf"]["champion"].estimate == 0
     none = lab.evaluate(learned, key="none", evaluation={"generated_answers": 0})
@@ -305,10 +304,9 @@ class TestWriter:
     @pytest.mark.parametrize("lab", ["sft"], indirect=True)
     def test_a_conversation_is_asked_through_the_template(self, lab: Lab, learned: Manifest) -> None:
         writer = self.writer(lab, learned)
-        text = writer._tokenization.tokenizer.decode(
+        assert writer._tokenization.tokenizer.decode(
             writer._read([{"role": "user", "content": "Why?"}]), skip_special_tokens=False
-        )
-        assert text.endswith("<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n")
+        ).endswith("<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n")
 
     def test_a_prompt_longer_than_the_model_reads_is_cut_at_its_beginning(
         self, lab: Lab, learned: Manifest

@@ -58,10 +58,9 @@ def test_metrics_of_labels(seed: int) -> None:
 def test_auroc(seed: int) -> None:
     found = drawn(seed)
     is_true = found.truth[:, None] == np.arange(NUM_LABELS)
-    has_curve = [label for label in range(3) if 0 < is_true[:, label].sum() < len(found.truth)]
     areas = [
         roc_auc_score(is_true[:, label], found.predicted[:, label], sample_weight=found.weights)
-        for label in has_curve
+        for label in [label for label in range(3) if 0 < is_true[:, label].sum() < len(found.truth)]
     ]
     assert METRICS.get("auroc").compute(found) == pytest.approx(np.mean(areas) if areas else 0.5)
 

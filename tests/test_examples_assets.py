@@ -188,8 +188,7 @@ def test_masked_is_what_is_kept_of_a_window_of_production_too(
     kept = documents.keep(store, use_case, window.name, "window")
     [path] = (project.home / "own-store").rglob("*.parquet")
     assert (b"ana@correo.example" in _plain(path)) is not mask_raw
-    texts = [row["text"] for row in pq.read_table(path).to_pylist()]
-    assert texts == (
+    assert [row["text"] for row in pq.read_table(path).to_pylist()] == (
         ["Write to [EMAIL] or pay to [IBAN].", "Nothing."] if mask_raw else [row["text"] for row in written]
     )
     assert (kept.stage, kept.metadata["num_masked"]) == ("production_documents", int(mask_raw))

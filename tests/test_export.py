@@ -153,8 +153,7 @@ def test_a_table_has_no_formulas_and_comes_back_with_its_ids_and_texts(tmp_path:
     read = pq.read_table(
         watched.store.folder(made) / "documents.parquet", columns=["source", "id", "text"]
     ).to_pylist()
-    found = {(row["source"], row["id"]): row["text"] for row in read if row["id"].startswith("=w-")}
-    assert found == {
+    assert {(row["source"], row["id"]): row["text"] for row in read if row["id"].startswith("=w-")} == {
         (source, f"=w-{number}"): text
         for source in ("labelled.csv", "labelled.xlsx")
         for number, text in enumerate(texts, start=1)

@@ -11,14 +11,16 @@ from hypothesis import given, settings, strategies as st
 from safetensors.torch import load_file, save_file
 
 from fullft_assets import checkpoint as checkpoint_key
-from fullft_assets.errors import DivergenceError, SettingsError
+from fullft_assets.errors import DivergenceError, Interrupted, SettingsError
 from fullft_assets.models.inference import load_for_training
+from fullft_assets.planning.metadata import StepMemory
+from fullft_assets.planning.plan import GIB
 from fullft_assets.settings import TrainingSettings
 from fullft_assets.tasks.classification import recipe as classification
-from fullft_assets.training import checkpoints
+from fullft_assets.training import checkpoints, measuring
 from fullft_assets.training.finetuning import Fit, fine_tune
 from fullft_assets.training.loop import accumulation_steps
-from tests.optimizer_steps import without_dropout
+from tests.optimizer_steps import Stopping, without_dropout
 from tests.prepared import QUIET, Prepared, prepare, quick
 
 pytestmark = pytest.mark.numeric
@@ -116,6 +118,30 @@ class TestBatches:
         for one, other in zip(*logged, strict=True):
             assert other["loss"] == pytest.approx(one["loss"], rel=1e-3)
             assert other["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-2)
+
+    def test_the_largest_pass_that_is_counted_to_fit_is_taken_again_on_a_resume(
+        self, tiny, tmp_path, monkeypatch
+    ):
+        chosen = quick(micro_batch_size="auto", checkpoint_every_steps=2)
+        assert train(tiny, tmp_path / "cpu", chosen).micro_batch_size == 8
+
+        def count(outline: object, chosen: TrainingSettings, *device: object) -> StepMemory:
+            peak = chosen.rows_a_pass() * GIB // (8 if chosen.gradient_checkpointing else 1)
+            return StepMemory(**dict.fromkeys(StepMemory.model_fields, 0) | {"peak": peak})
+
+        monkeypatch.setattr(measuring.Outline, "memory", count)
+        monkeypatch.setattr(measuring, "of_accelerator", lambda name: name == "mem_get_info" or None)
+        monkeypatch.setattr(measuring, "_free_memory_bytes", lambda: 3 * GIB)
+        straight = train(tiny, tmp_path / "straight", chosen)
+        with pytest.raises(Interrupted):
+            train(tiny, tmp_path / "resumed", chosen, progress=Stopping(3))
+        monkeypatch.setattr(measuring, "_free_memory_bytes", lambda: 30 * GIB)
+        resumed = train(tiny, tmp_path / "resumed", chosen)
+        assert straight.micro_batch_size == resumed.micro_batch_size == 2
+        for name, value in straight.model.state_dict().items():
+            assert torch.equal(resumed.model.state_dict()[name], value)
+        little = measuring.with_fitting_passes(tiny.recipe, chosen, 17, 1, max_memory_gib=0.6)
+        assert (little.micro_batch_size, little.gradient_checkpointing) == (2, True)
 
     def test_batch_that_cannot_be_divided_is_refused(self, tiny, tmp_path):
         with pytest.raises(SettingsError, match=r"training\.batch_size: 8 .* multiple of .* \(3\)"):

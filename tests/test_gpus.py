@@ -110,9 +110,8 @@ def test_a_tool_that_fails_twice_gives_no_run_the_gpus_of_another(code: int, tmp
     if code != 255:
         assert shared_gpus() == [], "no process can use a GPU"
         return
-    command = Options().command([sys.executable, "-c", "print('started')"])
     done = subprocess.run(
-        command,
+        Options().command([sys.executable, "-c", "print('started')"]),
         env={**os.environ, ERROR_FILE: str(tmp_path / "error")},
         capture_output=True,
         text=True,

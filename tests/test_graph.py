@@ -270,8 +270,7 @@ def test_everything_below_a_snapshot_with_too_few_rows_refuses(graph):
         ("champion_model",): "",
     }
     for assets, refused in consumers.items():
-        line = graph.refusal(*assets)
-        assert line.startswith(
+        assert graph.refusal(*assets).startswith(
             f"{refused or assets[0]} refused: training_snapshot.training_rows_suffice is red: "
         )
 

@@ -102,13 +102,12 @@ def made(kind: str, root: Path, s3: S3Server) -> dict[str, Any]:
         # An evaluation that reads what another machine made must fetch it from the store.
         patch.setenv("FULLFT_CACHE", str(root / "our_cache"))
         write_tiny_model(root / "model")
-        options = {"planning": {"min_predicted_gain": -1}, "training": TRAINING, "launcher": launcher}
         project = projects.create(
             root,
             CASE,
             base_model="model",
             store=f"s3://{s3.make_bucket(f'demo-{kind}').name}/fullft",
-            **options,
+            **{"planning": {"min_predicted_gain": -1}, "training": TRAINING, "launcher": launcher},
         )
         loaded = FullFineTune(project.use_case()).build_defs()
         job = dg.Definitions.merge(

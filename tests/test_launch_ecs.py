@@ -190,10 +190,9 @@ class TestRefused:
         )
 
     def test_what_aws_refuses_is_one_line(self, service, url):
-        line = self.of(url, cluster="other")
         assert re.fullmatch(
             r"ECS 111122223333/us-east-1/other: list_tasks: .* \(ClusterNotFoundException\) \[settings\]",
-            line,
+            self.of(url, cluster="other"),
         )
 
 

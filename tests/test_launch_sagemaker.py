@@ -129,8 +129,7 @@ def test_spot_interruption(service, url, returns):
     wait_for(lambda: (service.folder / "starts").read_text() == "started\n" * 2, "it was started again")
     (service.folder / "go").touch()
     wait_for(lambda: sage.poll(NAME).is_over, "the job ended")
-    logs = sage.logs(NAME, "")
-    assert sage.poll(NAME).state == "succeeded" and logs.stdout.count("waiting") == 2
+    assert sage.poll(NAME).state == "succeeded" and sage.logs(NAME, "").stdout.count("waiting") == 2
 
 
 def test_a_stopped_job_writes_its_checkpoint_and_leaves_no_process(service, url):

@@ -105,10 +105,9 @@ class TestUnderDagster:
         self, instance, monkeypatch, folder, capfd
     ):
         result = self._materialize(instance, monkeypatch, "crashes")
-        message = self._failure(result, "unknown")
         place, file = re.fullmatch(
             r"probe failed: RuntimeError at (.*); its message, which may quote a document, is in (.*)",
-            message,
+            self._failure(result, "unknown"),
         ).groups()
         # The probe is not of our package, whose frame before it is named.
         assert re.fullmatch(r"fullft_assets/launch/entry\.py:[0-9]+ \(run_job\)", place)
@@ -324,9 +323,8 @@ def test_what_is_killed_during_the_wait_for_gpus_is_not_the_command(
 ):
     count = tmp_path / "count"
     count.write_text("oom_kill 1\n")
-    arguments = [count, tmp_path, during_wait, during_work]
     subprocess.run(
-        [sys.executable, "-c", SUPERVISED, *map(str, arguments)],
+        [sys.executable, "-c", SUPERVISED, *map(str, [count, tmp_path, during_wait, during_work])],
         env={**os.environ, "FULLFT_OOM_COUNT": str(count)},
         check=False,
         timeout=60,
@@ -445,8 +443,7 @@ def _arguments(
 ) -> list[str]:
     job, _ = probe_job(folder, "writes")
     training = job.settings.training.model_copy(update={"sharding": sharding})
-    examples = job.settings.examples.model_copy(update={"task": task})
-    changes = {"training": training, "examples": examples}
+    changes = {"training": training, "examples": job.settings.examples.model_copy(update={"task": task})}
     job = job.model_copy(update={"settings": job.settings.model_copy(update=changes)})
     launcher = local.LocalLauncher(LauncherSettings(processes=processes))
     return (

@@ -51,10 +51,9 @@ def prepared_for(task: str, root: Path) -> Prepared:
 def context_of_an_evaluation(prepared: Prepared) -> BaselineContext:
     """What a loaded baseline gets: a recipe without any training row."""
     context, settings = prepared.baseline_context, prepared.use_case.settings
-    nothing = prepared.split("test").select([])
     data = WithoutTraining(
         prepared.base_model,
-        nothing,
+        prepared.split("test").select([]),
         settings.chunks.added_tokens,
         None,
         None,

@@ -160,8 +160,7 @@ def test_the_verdict_says_what_changed(scale: Scale) -> None:
 def test_a_label_that_one_document_has_is_no_drift(scale: Scale) -> None:
     rng = np.random.default_rng(4)
     usual = windows(scale, rng, 12, predicted=0)
-    features = draw(rng, predicted=0)
-    stray = Features(**{**vars(features), "predicted": np.eye(WINDOW, dtype=int)[0] * 2})
+    stray = Features(**{**vars(draw(rng, predicted=0)), "predicted": np.eye(WINDOW, dtype=int)[0] * 2})
     assert send([*usual, scale.sums(stray)])[-1].status == "ok"
 
 
@@ -329,12 +328,11 @@ class TestHistory:
         return self.model.model_validate({**self.model.model_dump(), **about, "files": sums, **changes})
 
     def read(self, window: str, made: dict[str, Manifest], **options: Any) -> History:
-        by_ref = {artifact.ref: artifact for artifact in (*made.values(), self.scale)}
         return monitoring.read_history(
             window,
             made,
             made.get,
-            by_ref.__getitem__,
+            {artifact.ref: artifact for artifact in (*made.values(), self.scale)}.__getitem__,
             documents=self.model,
             **{"model": self.model, "settings": {}, **options},
         )
@@ -464,8 +462,7 @@ def test_features_count_tokens_and_words_of_the_text() -> None:
 def test_scale_and_sums_are_saved_and_loaded(tmp_path: Path, scale: Scale) -> None:
     scale.save(tmp_path / "scale.npz")
     features = draw(np.random.default_rng(1))
-    sums = Scale.load(tmp_path / "scale.npz").sums(features)
-    for each in (sums, scale.without_rows().sums(features)):
+    for each in (Scale.load(tmp_path / "scale.npz").sums(features), scale.without_rows().sums(features)):
         each.save(tmp_path / "sums.npz")
         loaded = Sums.load(tmp_path / "sums.npz")
         assert (loaded.num_rows, loaded.novel_share) == (WINDOW, each.novel_share)

@@ -72,10 +72,9 @@ class TestThresholds:
             if labels[:, i].all() or not labels[:, i].any():
                 assert threshold == 0.5
             else:
-                best = max(
-                    plain_f1(labels[:, i], probabilities[:, i] >= cut) for cut in np.linspace(0, 1, 41)
+                assert plain_f1(labels[:, i], probabilities[:, i] >= threshold) == pytest.approx(
+                    max(plain_f1(labels[:, i], probabilities[:, i] >= cut) for cut in np.linspace(0, 1, 41))
                 )
-                assert plain_f1(labels[:, i], probabilities[:, i] >= threshold) == pytest.approx(best)
 
     def test_is_between_two_probabilities_and_near_to_a_half(self):
         labels = np.array([[1], [1], [0], [0]], bool)

@@ -79,10 +79,9 @@ class TestArithmetic:
 
     @pytest.mark.parametrize("in_backward", [False, True])
     def test_adafactor_is_transformers(self, in_backward):
-        known = trained(lambda model: Adafactor(groups(model), scale_parameter=False, relative_step=False))
         assert torch.allclose(
             trained(lambda model: LowMemoryOptimizer(groups(model), adafactor.step, in_backward=in_backward)),
-            known,
+            trained(lambda model: Adafactor(groups(model), scale_parameter=False, relative_step=False)),
             rtol=0,
             atol=1e-6,
         )
@@ -174,6 +173,18 @@ class TestEngine:
         for name, value in one.model.state_dict().items():
             torch.testing.assert_close(other.model.state_dict()[name], value, rtol=1e-3, atol=2e-5)
 
+    @pytest.mark.parametrize("weights", ["fp32", "bf16"])
+    def test_betas_are_those_of_the_settings(self, weights):
+        chosen = quick("adamw", weights=weights, betas=["5e-1", 0.8])
+        found, expected = (
+            trained(lambda model, make=make, of=of: make(loop.groups_of_weights(model, of)))
+            for make, of in (
+                (lambda groups: chosen.chosen_optimizer.build(groups, weights, 1), chosen),
+                (lambda groups: torch.optim.AdamW(groups, betas=(0.5, 0.8)), quick("adamw")),
+            )
+        )
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+
     @pytest.mark.parametrize(("name", "weights"), RUNGS)
     def test_stopped_and_resumed_it_ends_with_the_same_bits(self, tiny, tmp_path, name, weights):
         chosen = quick(name, weights=weights, epochs=0.15, freeze_layers=1)
@@ -198,17 +209,16 @@ def test_biases_norms_and_state_spaces_do_not_decay() -> None:
     decayed, others = loop.groups_of_weights(model, quick("adamw"))
     assert decayed["weight_decay"] > others["weight_decay"] == 0.0
     names = {id(weight): name for name, weight in model.named_parameters()}
-    kinds = {
+    assert {
         names[id(weight)].split("mixer.")[-1] for weight in others["params"] if "mixer" in names[id(weight)]
-    }
-    assert kinds == {"A_log", "D", "conv1d.bias", "dt_proj.bias"}
+    } == {"A_log", "D", "conv1d.bias", "dt_proj.bias"}
 
 
 @pytest.mark.parametrize(
     ("training", "key", "message"),
     [
         (
-            {"optimizer": "adafactor_in_backward"},
+            {"optimizer": "adafactor_in_backward", "micro_batch_size": 16},
             "micro_batch_size",
             (
                 "adafactor_in_backward steps in the backward pass and cannot accumulate: set all 32 rows of"
@@ -226,6 +236,7 @@ def test_biases_norms_and_state_spaces_do_not_decay() -> None:
             "before fp16's scaling is undone",
         ),
         ({"weights": "bf16", "precision": "fp32"}, "precision", "fp32 contradicts weights: bf16"),
+        ({"optimizer": "adafactor", "betas": [0.9, 0.95]}, "betas", "adafactor has none; remove them"),
     ],
 )
 def test_settings_that_contradict_a_rung_are_one_line(training, key, message) -> None:

@@ -54,7 +54,8 @@ def test_passing_tensors_grow_with_the_pass_and_shrink_with_checkpointing_and_bf
     assert half.activations < 0.75 * full.activations and half.state == full.state
     # Logits of one chunk: the logits, their log-softmax, and its gradient on the way.
     assert full.activations >= 2 * 4 * SIZE.capacity * SIZE.vocabulary * 4 * 0.9
-    assert memory(llama, gradient_checkpointing=True).activations < 0.8 * full.activations
+    between = memory(llama, gradient_checkpointing="selective").activations
+    assert between < full.activations > memory(llama, gradient_checkpointing=True).activations / 0.8
     assert (
         llama.memory(TrainingSettings(batch_size=4, micro_batch_size=4), "bf16", is_gpu=False).activations
         < full.activations

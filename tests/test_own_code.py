@@ -61,10 +61,9 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def checkpoint(case: Prepared, places: dict[str, Path]) -> Manifest:
     """Trained by a process of its own, as a launcher or a person starts it."""
     job = case.job("finetuned_checkpoint")
-    environment = {**os.environ, **{name: str(folder) for name, folder in places.items()}}
     subprocess.run(
         command("training", job.write(case.store)),
-        env=environment,
+        env={**os.environ, **{name: str(folder) for name, folder in places.items()}},
         check=True,
         capture_output=True,
         text=True,

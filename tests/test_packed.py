@@ -20,7 +20,9 @@ from transformers import (
     PhiConfig,
     PreTrainedConfig,
     PreTrainedModel,
+    Qwen3MoeConfig,
 )
+from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
 from fullft_assets.errors import DataError, Interrupted, SettingsError
 from fullft_assets.models import precision
@@ -319,6 +321,41 @@ def test_fused_loss_is_the_models_own(
     assert model(**batch).logits.shape[-1] == 96  # the head is itself again
 
 
+@pytest.mark.parametrize("is_packed", [True, False])
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("kind", [MixtralConfig, Qwen3MoeConfig])
+def test_routers_are_balanced_as_transformers_does_it(
+    kind: type[PreTrainedConfig], checkpointing: bool, is_packed: bool
+) -> None:
+    experts = {
+        **{"num_local_experts": 4, "num_experts": 4, "moe_intermediate_size": 8},
+        **{"num_experts_per_tok": 2, "router_aux_loss_coef": 0.5, "output_router_logits": True},
+    }
+    model = build(kind(**SMALL, **experts)).train()
+    pieces = Pieces(training(5, marked=True))
+    batch = (feed.packed(pieces, 4, 1, 0, 0) if is_packed else feed.padded(pieces, 4, 4, 1, 0, 0)).batch(0)
+    labels = batch.pop("labels")
+    mask = batch["is_token" if is_packed else "attention_mask"]
+    num_labels = (labels != IGNORED).sum()
+    balance = 0.5 * load_balancing_loss_func(model(**batch, use_cache=False).router_logits, 4, 2, mask)
+    expected = plain(model, batch, labels) / num_labels + balance
+    expected.backward()
+    wanted = gradients(model)
+    model.zero_grad()
+    if not is_packed:
+        torch.testing.assert_close(model(**batch, labels=labels).loss, expected)
+    if checkpointing:
+        model.activation_checkpointing_enable()
+    found = TokenLoss(model, batch).total(model, batch, labels) / num_labels
+    found.backward()
+    torch.testing.assert_close(found, expected)
+    assert (gradients(model) - wanted).norm() / wanted.norm() < 1e-6
+    model.config.output_router_logits = False
+    torch.testing.assert_close(
+        TokenLoss(model, batch).total(model, batch, labels), (expected - balance) * num_labels
+    )
+
+
 def test_fused_loss_in_bf16_is_as_near_as_the_plain_one() -> None:
     model = build(LLAMA)
     batch = next(feed.packed(Pieces(training()), 4, 1, 0, 0).batches())
@@ -509,7 +546,6 @@ def test_first_rows_are_those_of_the_plan() -> None:
     whole = recipe(LLAMA, training())
     part = whole.first(3)
     assert (part.num_rows, whole.num_rows) == (3, training().packing.num_rows)
-    planned = part.prepare(build(LLAMA), SETTINGS, 1).feed
-    assert sorted(documents_in(planned)) == sorted(
+    assert sorted(documents_in(part.prepare(build(LLAMA), SETTINGS, 1).feed)) == sorted(
         documents_in(feed.packed(Pieces(training()), 1, 3 / whole.num_rows, 1, 0))
     )

@@ -2,12 +2,17 @@
 launched again.
 """
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from fullft_assets.checkpoint import read_step_log
 from fullft_assets.launch import entry
 from fullft_assets.launch.contract import EXIT_FIXABLE
 from fullft_assets.launch.workloads import planning, training
@@ -38,6 +43,26 @@ QUICK: dict[str, Any] = {
 @pytest.fixture(scope="module", params=["language_modeling", "sft"])
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     return prepare_language_model(tmp_path_factory.mktemp(request.param), request.param, rows=80, **QUICK)
+
+
+def test_a_base_in_bf16_gets_a_checkpoint_in_bf16_that_is_scored_as_it_is_written(
+    case: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precision, "_cpu_has_bf16_units", lambda: False)
+    shutil.copytree(case.base_model, tmp_path / "model")
+    load_causal(case.base_model, dtype=torch.bfloat16).save_pretrained(tmp_path / "model")
+    settings = case.use_case.settings.model_copy(update={"base_model": str(tmp_path / "model")})
+    made = replace(case, use_case=replace(case.use_case, settings=settings)).train("bf16")
+    folder = case.store.folder(made) / "model"
+    assert {value.dtype for value in load_file(folder / "model.safetensors").values()} == {torch.bfloat16}
+    validation = case.split("validation")
+    again = score_documents(
+        load_causal(folder, dtype=torch.float32), validation.chunks, validation.marks
+    ).mean_loss()
+    assert made.metadata["validation_loss"] == pytest.approx(again, rel=1e-6)
+    assert read_step_log(case.store.folder(made))[-1]["validation_loss"] != pytest.approx(again, rel=1e-6), (
+        "that of the fp32 weights"
+    )
 
 
 def test_checkpoint_says_how_well_it_predicts_and_how_it_was_fed(

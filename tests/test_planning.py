@@ -214,9 +214,8 @@ def test_the_memory_of_a_container_is_what_others_leave_of_its_control_groups(
 ) -> None:
     assert 2**28 < memory_limit(tmp_path) <= psutil.virtual_memory().total
     own = psutil.Process().memory_info().rss
-    group = tmp_path / folder
     projects.write_files(
-        group,
+        (tmp_path / folder),
         {
             limit_name: f"{own + 2**28}\n",
             used_name: f"{own + 2**27 + 2**25}\n",

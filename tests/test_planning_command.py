@@ -44,12 +44,11 @@ def test_the_plan_of_the_workload_names_what_fits(
     # With this little memory the pass of the YAML does not fit, a smaller one does.
     planner = measuring.TargetPlanner(prepared.recipe, prepared.use_case.settings, 0)
     settings = prepared.use_case.settings.training
-    yaml_rows = settings.micro_batch_size
     whole, smallest = (
         planner.memory(
             settings.model_copy(update={"micro_batch_size": rows}), "fp32", is_gpu=False, processes=1
         )
-        for rows in (yaml_rows, 1)
+        for rows in (settings.micro_batch_size, 1)
     )
     assert smallest.activations < whole.activations
     small = {"libraries_bytes": 0, "memory_bytes": peak_on_cpu(smallest, 0)}

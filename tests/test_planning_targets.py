@@ -60,12 +60,11 @@ def count(training: TrainingSettings, precision: str, is_gpu: bool, processes: i
     width, share = (4 if training.weights == "fp32" else 2), (1 if training.sharding == "none" else processes)
     moments = 2 * width if training.optimizer == "adamw" else 0
     gradients = 0 if training.steps_in_backward else width
-    activations = training.micro_batch_size * GIB // (8 if training.gradient_checkpointing else 1)
     parts = {
         "weights": width * 10**9 // share,
         "gradients": gradients * 10**9 // share,
         "moments": moments * 10**9 // share,
-        "activations": activations,
+        "activations": (training.micro_batch_size * GIB // (8 if training.gradient_checkpointing else 1)),
     }
     return StepMemory(**parts, buffers=0, copies=0, peak=sum(parts.values()))
 
@@ -117,6 +116,30 @@ def test_the_ladder_goes_down_until_it_fits() -> None:
     assert found["this machine"].setup["optimizer"] == "adafactor"
     assert found["this machine"].peak_gib is not None and found["this machine"].peak_gib <= 9
     assert found["trn1.32xlarge"].fits is None
+    # What a GPU is counted to take needs no line in the YAML, what a CPU takes does.
+    by_itself = plans(use_case(micro_batch_size="auto"))
+    assert (
+        by_itself["this machine"].setup == found["this machine"].setup != by_itself["g5.xlarge"].setup == {}
+    )
+
+
+def test_hosts_with_all_parts_each_share_inside_of_a_host() -> None:
+    here = HERE.model_copy(update={"gpu": "H100", "gpus": 4, "memory_bytes": 80 * GIB})
+
+    def peak(sharding: str, nodes: int, processes: int = 8, batch_size: int = 32) -> float | None:
+        launcher = {
+            "kind": "kubernetes",
+            "image": f"i@sha256:{64 * 'a'}",
+            "nodes": nodes,
+            "processes": processes,
+        }
+        settings = use_case(sharding=sharding, batch_size=batch_size, micro_batch_size=4)
+        settings = UseCaseSettings.model_validate(settings.model_dump() | {"launcher": launcher})
+        return plan_targets(settings, here, WORK, shares(settings, *ROWS), count, here_precision="bf16")[
+            0
+        ].peak_gib
+
+    assert peak("fsdp2", 1, 4, 16) == peak("fsdp2_by_host", 2) != peak("fsdp2_by_host", 1) == peak("fsdp2", 2)
 
 
 @pytest.mark.parametrize(
@@ -194,10 +217,9 @@ def test_setups_keep_the_batch_and_contradict_nothing() -> None:
         assert {setup.batch_size for setup in made} == {32}
         assert any(setup.sharding == "fsdp2" for setup in made) == (processes > 1)
         assert all(setup.micro_batch_size == 32 for setup in made if setup.steps_in_backward)
-        lowest = [
+        assert [
             setup.sharding for setup in made if (setup.optimizer, setup.weights) == ("adafactor", "bf16")
-        ]
-        assert lowest == (["fsdp2", "none"] if processes > 1 else ["none"])
+        ] == (["fsdp2", "none"] if processes > 1 else ["none"])
 
 
 def test_hours_and_costs_follow_from_the_work() -> None:

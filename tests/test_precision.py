@@ -4,19 +4,23 @@ CUDA.
 
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import LlamaConfig
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import LlamaConfig, MixtralConfig, PreTrainedConfig
 
 from fullft_assets.models import precision
 from fullft_assets.models.inference import load_causal
 from fullft_assets.settings import TrainingSettings
 from fullft_assets.training.loop import place
 from tests.machine import lacks, printed_by
+from tests.optimizer_steps import gradients
 from tests.test_isolation import SMALL, build
 from tests.test_packed import LLAMA, SETTINGS, fit, training
 
@@ -48,18 +52,42 @@ def test_a_language_model_is_scored_in_the_format_that_a_card_computes_in(
     assert load_causal(tmp_path, dtype=torch.float32).dtype == torch.float32
 
 
-def test_gradient_checkpointing_computes_each_layer_twice_in_a_pass() -> None:
-    counts = {False: 0, True: 0}
-    for is_on in counts:
-        model = build(LLAMA).train()
+@pytest.mark.parametrize(
+    "config", [LLAMA, MixtralConfig(**SMALL, num_local_experts=2)], ids=["llama", "mixtral"]
+)
+def test_gradient_checkpointing_computes_layers_twice_or_what_is_between_their_products(
+    config: PreTrainedConfig,
+) -> None:
+    passes = {}
+    for setting in (False, True, "selective"):
+        model = build(config).train()
+        passing = place(model, TrainingSettings(precision="fp32", gradient_checkpointing=setting), 1)
+        _Operations.counts.clear()
+        with _Operations():
+            passing(input_ids=torch.arange(1, 9)[None]).logits.square().sum().backward()
+        passes[setting] = (
+            [
+                _Operations.counts[kind]
+                for kind in ("_scaled_dot_product_flash_attention_for_cpu", "mm", "rsqrt")
+            ],
+            gradients(model),
+        )
+    (attended, products, roots), expected = passes[False]
+    assert all(torch.equal(found, expected) for _, found in passes.values()) and [
+        passes[True][0],
+        passes["selective"][0],
+    ] == [
+        [2 * attended, pytest.approx(1.33 * products, rel=0.2), 2 * roots - 1],
+        [attended, products, 2 * roots - 1],
+    ]
 
-        def count(*arguments: object, is_on: bool = is_on) -> None:
-            counts[is_on] += 1
 
-        model.model.layers[0].mlp.register_forward_pre_hook(count)
-        passing = place(model, TrainingSettings(precision="fp32", gradient_checkpointing=is_on), 1)
-        passing(input_ids=torch.ones((1, 4), dtype=torch.long)).logits.sum().backward()
-    assert counts == {False: 1, True: 2}
+class _Operations(TorchDispatchMode):
+    counts = Counter[str]()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.counts[func._schema.name.removeprefix("aten::")] += 1
+        return func(*args, **(kwargs or {}))
 
 
 _ON_ANOTHER_DEVICE = """

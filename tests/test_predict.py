@@ -57,9 +57,8 @@ def write_model(folder: Path, task: str) -> None:
         )
         return
     write_tiny_model(folder)
-    tags = ["O", *(f"{kind}-{label}" for label in LABELS for kind in "BI")]
     kind, names = (
-        (AutoModelForTokenClassification, tags)
+        (AutoModelForTokenClassification, ["O", *(f"{kind}-{label}" for label in LABELS for kind in "BI")])
         if task == "token_classification"
         else (AutoModelForSequenceClassification, LABELS)
     )

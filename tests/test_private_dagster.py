@@ -30,12 +30,11 @@ def test_ticks_of_all_sensors_share_one_instance_as_in_dagster_1_13_27(
 ) -> None:
     """`SensorEvaluationContext` opens an instance only if its `_instance` is None."""
     monkeypatch.setenv("HOOK", "http://127.0.0.1:9")
-    hook = {"channels": {"webhook": {"url": "env:HOOK"}}}
     project = projects.create(
         tmp_path,
         rows=1,
         monitoring={"path": "data/letters/production"},
-        alerts=hook,
+        alerts={"channels": {"webhook": {"url": "env:HOOK"}}},
         documents={"settle_seconds": 86_400},
     )
     definitions = FullFineTune(project.use_case()).build_defs()

@@ -60,8 +60,7 @@ def test_examples_are_in_the_prompt_with_their_labels(prepared: Prepared) -> Non
     writer = prompting.PromptWriter(prepared.baseline_context)
     ids = fitted._examples(writer)
     assert 50 < len(ids) <= prompting.max_tokens(prepared.baseline_context)
-    written = writer.tokenization.tokenizer.decode(ids, skip_special_tokens=False)
-    parts = written.split("\n\nText: ")[1:]
+    parts = writer.tokenization.tokenizer.decode(ids, skip_special_tokens=False).split("\n\nText: ")[1:]
     assert [part.rsplit("\nLabel: ", 1)[1] for part in parts] == [
         prepared.labels[label] for label in fitted.labels
     ]

@@ -83,9 +83,8 @@ def _environment(checkout: Path) -> dict[str, str]:
 
 
 def _make(checkout: Path, target: str, home: Path, *more: str, timeout: float = 3_600) -> str:
-    command = ["make", target, f"FULLFT_HOME={home}", *more]
     done = subprocess.run(
-        command,
+        ["make", target, f"FULLFT_HOME={home}", *more],
         cwd=checkout,
         env=_environment(checkout),
         capture_output=True,

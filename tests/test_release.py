@@ -442,7 +442,6 @@ class Lab:
             "finetuned_checkpoint": checkpoint.content_digest,
             "training_snapshot": self.snapshot.content_digest,
         }
-        settings = {"release": gates.model_dump(mode="json")}
         return self.artifact(
             "evaluation_report",
             name,
@@ -456,7 +455,7 @@ class Lab:
             ),
             inputs,
             files,
-            settings,
+            {"release": gates.model_dump(mode="json")},
         )
 
     def publish(self, report: Manifest, checkpoint: Manifest):
@@ -727,9 +726,8 @@ class TestByHand:
         assert lab.against(first).champion is None
 
     def test_only_an_evaluated_checkpoint_of_the_use_case_is_promoted(self, lab):
-        never = lab.checkpoint("a")
         for ref, error, problem in (
-            (never.ref, GateError, "was never evaluated"),
+            (lab.checkpoint("a").ref, GateError, "was never evaluated"),
             ("other/finetuned_checkpoint/a/1", GateError, "does not begin with demo/finetuned_checkpoint/"),
             (lab.snapshot.ref, GateError, "does not begin with demo/finetuned_checkpoint/"),
             ("demo/finetuned_checkpoint/gone/1", StoreError, "no such artifact"),

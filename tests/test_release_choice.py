@@ -245,12 +245,11 @@ def test_what_the_test_rows_refute_does_not_ship(lab: Lab, monkeypatch: pytest.M
             other = lab.store.load(str(EvaluationMetadata.of(judged(lab, key, 0.55)[1]).ships))
             assert EvaluationMetadata.of(other).candidate == shipped
             continue
-        about = checkpoint_metadata(snapshot=lab.snapshot.ref, validation_macro_f1=0.55)
         good = lab.artifact(
             "finetuned_checkpoint",
             key,
             lambda folder, words=words: words.export(folder / "model", lab.context),
-            about,
+            checkpoint_metadata(snapshot=lab.snapshot.ref, validation_macro_f1=0.55),
         )
         changed = lab.use_case.settings.model_copy(update={"release": ReleaseSettings(**FEW_GROUPS)})
         assert read_verdict(lab.store.folder(lab.evaluate(good, key, settings=changed))).answer == "promote"
@@ -261,8 +260,7 @@ def test_a_champion_that_is_a_baseline_stays_until_something_is_better(lab: Lab)
     shipped = lab.store.load(str(EvaluationMetadata.of(judged(lab, "first", 0.9)[1]).ships))
     tfidf = lab.store.load(EvaluationMetadata.of(shipped).checkpoint)
     # The probe would pass this bar, and is not asked once the model has failed it.
-    accepting = {"min_gain_over_champion": -0.6, "worth": 1, **lenient}
-    _, worse = judged(lab, "worse", 0.9, tfidf, **accepting)
+    _, worse = judged(lab, "worse", 0.9, tfidf, **{"min_gain_over_champion": -0.6, "worth": 1, **lenient})
     assert read_verdict(lab.store.folder(worse)).answer == "keep"
     assert EvaluationMetadata.of(worse).ships is None, "no second system is tried against the champion"
     _, accepted = judged(lab, "accepted", 0.9, tfidf, min_gain_over_champion=-1, **lenient)

@@ -51,10 +51,8 @@ class Released:
     def run(
         self, act: str, raise_on_error: bool = True, person: str = "", **config: str
     ) -> dg.ExecuteInProcessResult:
-        given = {"ops": {"demo__by_hand": {"config": {"act": act, **config}}}}
-        definition = self.definitions.resolve_job_def("demo_by_hand")
-        return definition.execute_in_process(
-            run_config=given,
+        return self.definitions.resolve_job_def("demo_by_hand").execute_in_process(
+            run_config={"ops": {"demo__by_hand": {"config": {"act": act, **config}}}},
             instance=self.instance,
             raise_on_error=raise_on_error,
             tags={PERSON_TAG: person},

@@ -92,8 +92,7 @@ class TestSwappedResources:
             context = dg.build_sensor_context(instance=instance, resources=definitions.resources)
             (request,) = definitions.resolve_sensor_def("letters_new_documents")(context).run_requests
             instance.add_dynamic_partitions("letters/batch", [request.partition_key])
-            stages = [(INGEST, request.partition_key), (("training_snapshot",), None)]
-            for assets, batch in stages:
+            for assets, batch in [(INGEST, request.partition_key), (("training_snapshot",), None)]:
                 keys = [dg.AssetKey(["letters", asset]) for asset in assets]
                 assert job.execute_in_process(
                     asset_selection=keys, partition_key=batch, instance=instance

@@ -136,8 +136,7 @@ def assert_same_as(straight: Run, run: Run) -> None:
     assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
     steps = [line["step"] for line in run.log() if "loss" in line]
     assert steps == sorted(set(steps))
-    scored = [(line["step"], line["validation_loss"]) for line in run.log() if "validation_loss" in line]
-    assert scored == [
+    assert [(line["step"], line["validation_loss"]) for line in run.log() if "validation_loss" in line] == [
         (line["step"], line["validation_loss"]) for line in straight.log() if "validation_loss" in line
     ]
 

@@ -87,7 +87,6 @@ class Lab:
         settings = UseCaseSettings.model_validate(
             {"base_model": "none", "documents": {"path": "none"}, "examples": {"label": "none"}}
         )
-        refs = {name: made.ref for name, made in inputs.items()}
         Job(
             case=CASE,
             stage=CHECKPOINT,
@@ -95,7 +94,7 @@ class Lab:
             project_root=".",
             store_url=self.store.url,
             settings=settings,
-            inputs=refs,
+            inputs={name: made.ref for name, made in inputs.items()},
         ).write(self.store)
         folder = self.store.work_folder(CASE, CHECKPOINT, key)
         (folder / "weights").write_text("learned")

@@ -678,14 +678,13 @@ class TestTotality:
     ) -> None:
         values = {"hours": 1.0, "num_examples": 1, "evidence": "e", "outcome": outcome}
         attempts = [Attempt.model_validate({"started_at": at, **values}) for at in started]
-        decision = _decide(
+        assert _decide(
             RUNNING.model_copy(update={"attempts": attempts}),
             now=now,
             new=new,
             score_drop=drop,
             estimated_hours=hours,
-        )
-        assert decision.reasons
+        ).reasons
 
 
 #: Worlds whose retrains each learn from as many new rows as were asked for.

@@ -295,8 +295,7 @@ class TestAnnotators:
             File(f"{n}.jsonl", 5 + n, (("x", TEXT, label, "g", who),))
             for n, (who, label) in enumerate(answers)
         )
-        copy = File("copy.jsonl", 5, (("y", TEXT, voted or "notice", "z"),))
-        for more in ((), (copy,)):
+        for more in ((), (File("copy.jsonl", 5, (("y", TEXT, voted or "notice", "z"),)),)):
             found = [snapshot_of([base(), *cut, *((file,) for file in more)]) for cut in partitions(files)]
             labels = {
                 row["label"] for row in found[0].index.to_pylist() if row["text_hash"] == text_hash(TEXT)

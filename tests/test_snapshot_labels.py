@@ -253,10 +253,9 @@ class TestRefusals:
         return str(raised.value)
 
     def test_no_two_labels_are_left(self) -> None:
-        rows = rows_of_groups({"g1": ("a", 30), "g2": ("b", 3), "g3": ("c", 1)})
         assert re.match(
             r"snapshot: 1 of 3 .* 30 rows: 2 .* snapshot\.min_rows_per_label \(5\) rows, and 0 ",
-            self.message(rows),
+            self.message(rows_of_groups({"g1": ("a", 30), "g2": ("b", 3), "g3": ("c", 1)})),
         )
 
     def test_one_label(self) -> None:

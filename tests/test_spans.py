@@ -138,10 +138,9 @@ class TestOwnership:
         lengths = [stride + length for length in more]
         begins = [sum(length - stride for length in lengths[:n]) for n in range(len(lengths))]
         mine = owned(lengths, stride)
-        total = begins[-1] + lengths[-1]
         owners = [
             [n for n, begin in enumerate(begins) if 0 <= t - begin < lengths[n] and mine[n][t - begin]]
-            for t in range(total)
+            for t in range(begins[-1] + lengths[-1])
         ]
         assert all(len(found) == 1 for found in owners)
         for t, (owner,) in enumerate(owners):
@@ -222,10 +221,9 @@ class TestScores:
 
     def test_errors_are_sorted_by_what_is_wrong(self):
         truth = [[(0, 4, 0), (10, 14, 1), (20, 24, 0), (30, 34, 1)], []]
-        found = [[(0, 4, 0), (10, 14, 0), (21, 24, 0), (50, 54, 0)], [(0, 1, 1)]]
-        assert spans.errors(truth, found) == spans.SpanErrors(
-            num_right=1, num_wrong_label=1, num_wrong_edges=1, num_invented=2, num_missed=1
-        )
+        assert spans.errors(
+            truth, [[(0, 4, 0), (10, 14, 0), (21, 24, 0), (50, 54, 0)], [(0, 1, 1)]]
+        ) == spans.SpanErrors(num_right=1, num_wrong_label=1, num_wrong_edges=1, num_invented=2, num_missed=1)
 
     def test_assessed(self):
         truth = [[(0, 3, 0)], [(1, 2, 0), (4, 9, 1)], [], [(0, 3, 0)]] * 10

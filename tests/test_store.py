@@ -292,8 +292,7 @@ for _ in range(int(sys.argv[2])):
 
 def count_in_two_processes(url: str, times: int) -> int:
     command = [sys.executable, "-c", COUNT, url, str(times)]
-    processes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
-    for process in processes:
+    for process in [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]:
         _, errors = process.communicate(timeout=120)
         assert process.returncode == 0, errors
     found = Store(url).read_pointer("demo/champion")
@@ -702,14 +701,13 @@ class TestS3:
 
     @pytest.mark.heavy
     def test_a_job_file_is_read_back_by_its_uri_alone(self, place: Place, project: projects.Project) -> None:
-        use_case = project.use_case()
         job = Job(
             case="letters",
             stage="s",
             key="k",
             project_root=str(project.root),
             store_url=place.store.url,
-            settings=use_case.settings,
+            settings=project.use_case().settings,
             inputs={"training_snapshot": "a/b/c/d"},
         )
         uri = job.write(place.store)

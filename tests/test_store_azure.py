@@ -33,8 +33,7 @@ def container(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
     key = base64.b64encode(os.urandom(32)).decode()
     monkeypatch.setenv("AZURITE_ACCOUNTS", f"{ACCOUNT}:{key}")
     endpoint = f"http://127.0.0.1:{port}/{ACCOUNT}"
-    variables = {"ACCOUNT_NAME": ACCOUNT, "ACCOUNT_KEY": key, "ENDPOINT": endpoint}
-    for name, value in variables.items():
+    for name, value in {"ACCOUNT_NAME": ACCOUNT, "ACCOUNT_KEY": key, "ENDPOINT": endpoint}.items():
         monkeypatch.setenv(f"AZURE_STORAGE_{name}", value)
     monkeypatch.setenv("FULLFT_CACHE", str(tmp_path / "cache"))
     command = ["azurite-blob", "--silent", "--disableTelemetry", "--skipApiVersionCheck"]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from transformers import (
+    BartConfig,
     BertConfig,
     BertModel,
     DistilBertConfig,
@@ -34,11 +35,10 @@ def documents(seed: int = 0) -> tuple[list[list[list[int]]], list[list[list[int]
         [rng.integers(3, 96, rng.integers(1, 40)).tolist() for _ in range(rng.integers(1, 3))]
         for _ in range(10)
     ]
-    marks = [
+    return chunks, [
         [(rng.integers(0, 2, len(chunk)) * rng.integers(0, 2)).tolist() for chunk in document]
         for document in chunks
     ]
-    return chunks, marks
 
 
 @torch.no_grad()
@@ -97,7 +97,7 @@ def test_a_head_that_fsdp2_has_given_a_class_of_its_own_is_replaced_as_well() ->
 @pytest.mark.parametrize(
     "load", [inference.load_causal, inference.load_new_classifier, inference.load_tagger]
 )
-@pytest.mark.parametrize("kind", [T5Config, WhisperConfig])
+@pytest.mark.parametrize("kind", [BartConfig, T5Config, WhisperConfig])
 def test_an_encoder_decoder_is_one_line(load: Any, kind: type, tmp_path: Path) -> None:
     kind().save_pretrained(tmp_path)
     with pytest.raises(

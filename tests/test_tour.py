@@ -48,12 +48,10 @@ def start(folder: Path) -> subprocess.Popen[str]:
         "OMP_NUM_THREADS": "1",
         "DAGSTER_HOME": str(folder.parent / "of_the_user"),
     }
-    command = [sys.executable, "-m", "fullft_assets.cli", "tour", str(folder)]
-    pipe = subprocess.PIPE
     return subprocess.Popen(
-        command,
+        [sys.executable, "-m", "fullft_assets.cli", "tour", str(folder)],
         stdin=subprocess.DEVNULL,
-        stdout=pipe,
+        stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         env=env,

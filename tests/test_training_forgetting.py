@@ -47,11 +47,10 @@ def language(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
 def encoder(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     root = tmp_path_factory.mktemp("encoder")
     write_general(root / "general", 20)
-    snapshot = {"general": {"path": "general", "max_tokens": 1_000}}
     return prepare(
         root,
         tiny=True,
-        snapshot=snapshot,
+        snapshot={"general": {"path": "general", "max_tokens": 1_000}},
         training={"checkpoint_every_steps": 3, "learning_rate": 1e-3, "precision": "fp32"},
     )
 

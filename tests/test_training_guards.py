@@ -278,10 +278,9 @@ class TestRollBack:
         fit = run(tiny, tmp_path / "a")
         assert fit.incidents[0].to_step == 0
         monkeypatch.undo()
-        straight = run(tiny, tmp_path / "b", learning_rate=5e-4)
         assert all(
             torch.equal(value, fit.model.state_dict()[name])
-            for name, value in straight.model.state_dict().items()
+            for name, value in run(tiny, tmp_path / "b", learning_rate=5e-4).model.state_dict().items()
         )
 
     def test_a_fault_that_stays_ends_the_run_and_the_same_command_ends_alike(
@@ -315,11 +314,10 @@ class TestOverfitting:
         return SimpleNamespace(recipe=replace(tiny.recipe, train=rows))
 
     def fit(self, few, folder: Path, action: str, **changes: object) -> Fit:
-        guards = {"overfitting": action, "no_progress": "off"}
         return run(
             few,
             folder,
-            guards=guards,
+            guards={"overfitting": action, "no_progress": "off"},
             evaluate_at=self.looks,
             epochs=36.0,
             learning_rate=2e-2,

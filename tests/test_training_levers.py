@@ -161,8 +161,7 @@ class TestEwc:
             sum(v.numel() for v in found.values()), rel=1e-3
         )
         name, expected = "model.layers.1.mlp.up_proj.weight", 0
-        replayed = recipe.training.chunks[recipe.training.num_task_chunks :].to_pylist()
-        for chunk in replayed:
+        for chunk in recipe.training.chunks[recipe.training.num_task_chunks :].to_pylist():
             model.zero_grad()
             ids = torch.tensor([chunk])
             functional.cross_entropy(
@@ -213,8 +212,7 @@ class TestWeightsInBetween:
         base = load_file(encoder.base_model / "model.safetensors")
         whole = train(encoder, "tuned", epochs=2.0)
         tuned = load_file(encoder.store.folder(whole) / "model" / "model.safetensors")
-        found = load_file(encoder.store.folder(made) / "model" / "model.safetensors")
-        for name, value in found.items():
+        for name, value in load_file(encoder.store.folder(made) / "model" / "model.safetensors").items():
             start = base.get(name)
             wanted = tuned[name] if start is None else 0.75 * start + 0.25 * tuned[name]
             assert torch.allclose(value, wanted, atol=1e-6), name

@@ -181,23 +181,20 @@ class TestMeter:
     def test_flops_of_a_step_are_six_for_each_weight_and_token_where_all_is_trained(self):
         lengths = np.array([10, 20, 30])
         none = np.zeros(3, int)
-        whole = step_flops(
+        assert step_flops(
             lengths, none, np.array([0, 2, 3]), ModelShape(1_000, 1_000, 0, 0, num_layers=0, hidden=0)
-        )
-        assert whole.tolist() == [6_000 * 30, 6_000 * 30]
-        frozen = step_flops(
+        ).tolist() == [6_000 * 30, 6_000 * 30]
+        assert step_flops(
             lengths, none, np.array([0, 3]), ModelShape(1_000, 0, 0, 0, num_layers=2, hidden=8)
-        )
-        assert frozen.tolist() == [2_000 * 60 + 192 * 1_400]
+        ).tolist() == [2_000 * 60 + 192 * 1_400]
 
     def test_the_head_of_a_language_model_costs_where_a_token_is_predicted(self):
-        found = step_flops(
+        assert step_flops(
             np.array([10, 20]),
             np.array([9, 4]),
             np.array([0, 1, 2]),
             ModelShape(0, 0, 500, 500, num_layers=0, hidden=0),
-        )
-        assert found.tolist() == [3_000 * 9, 3_000 * 4]
+        ).tolist() == [3_000 * 9, 3_000 * 4]
 
     @pytest.mark.parametrize(
         ("card", "precision", "peak"),

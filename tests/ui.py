@@ -132,9 +132,8 @@ class Services:
         return [process for process in found if is_alive(process)]
 
     def _dagster(self, *arguments: str) -> None:
-        command = [sys.executable, "-m", "dagster", *arguments]
         subprocess.run(
-            command,
+            [sys.executable, "-m", "dagster", *arguments],
             cwd=self.project.root,
             env=self.project.env(),
             capture_output=True,

@@ -325,8 +325,12 @@ def _read_weights_file(path: Path) -> _WeightsFile:
             raise SettingsError(
                 f"{path}: not a safetensors file, or torn ({size:,} bytes): {error}; fetch it again"
             ) from error
-    tensors = {name: tensor for name, tensor in json.loads(header).items() if name != "__metadata__"}
-    return _WeightsFile(path, header, tensors, size)
+    return _WeightsFile(
+        path,
+        header,
+        {name: tensor for name, tensor in json.loads(header).items() if name != "__metadata__"},
+        size,
+    )
 
 
 def _revision(folder: Path, files: list[_WeightsFile], code: list[Path]) -> str:

@@ -257,7 +257,7 @@ def _section_problems(settings: UseCaseSettings) -> Iterator[Problem]:
             f"{chunks.stride} must be less than half of chunks.max_tokens ({chunks.max_tokens})",
         ),
         (
-            training.micro_batch_size > training.batch_size,
+            training.rows_a_pass() > training.batch_size,
             ("training", "micro_batch_size"),
             f"{training.micro_batch_size} is larger than training.batch_size ({training.batch_size})",
         ),

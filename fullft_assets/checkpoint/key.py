@@ -44,11 +44,14 @@ def plan_settings(settings: UseCaseSettings) -> dict[str, Any]:
     """Return the settings of training that a plan depends on.
 
     These are all but the trackers of its metrics, the interval of its checkpoints, and the weights
-    that it begins with: a pilot always begins with the base model.
+    that it begins with: a pilot always begins with the base model. `micro_batch_size: auto` has the number
+    that it has on a CPU: those that fit differ between machines, on which a training may resume.
     """
-    return settings.training.model_dump(
-        mode="json", exclude={"track", "retrain_from", "checkpoint_every_steps"}
-    )
+    excluded = {"track", "retrain_from", "checkpoint_every_steps"}
+    # Of earlier trainings that had no such setting: they need not be repeated.
+    excluded |= {"betas"} if settings.training.betas is None else set()
+    recorded = settings.training.model_dump(mode="json", exclude=excluded)
+    return recorded | {"micro_batch_size": settings.training.rows_a_pass()}
 
 
 def read_step_log(checkpoint: Path) -> list[dict[str, Any]]:
@@ -63,10 +66,10 @@ def score_before(history: Sequence[Mapping[str, Any]]) -> float | None:
     """Return the score on the general set before training, which a step log has at step 0; None if it was not
     measured.
     """
-    scores = (
-        line[name] for line in history if line["step"] == 0 for name in GENERAL_MEASURES if name in line
+    return next(
+        (line[name] for line in history if line["step"] == 0 for name in GENERAL_MEASURES if name in line),
+        None,
     )
-    return next(scores, None)
 
 
 def checks(history: list[dict[str, Any]], scores: Mapping[str, float]) -> list[CheckOutcome]:

@@ -19,13 +19,9 @@ def trained_from(start: Manifest | None, settings: UseCaseSettings) -> str:
     """Return the name of the model that a training begins with: the ref of a checkpoint, or the base
     model.
     """
-    if start is not None:
-        return start.ref
-    return (
-        "the base model: there was no fine-tuned champion"
-        if settings.training.retrain_from == "champion"
-        else "the base model"
-    )
+    lacks_champion = start is None and settings.training.retrain_from == "champion"
+    base_model = "the base model: there was no fine-tuned champion" if lacks_champion else "the base model"
+    return base_model if start is None else start.ref
 
 
 def snapshots_learned_from(checkpoint: Manifest) -> list[str]:
@@ -55,8 +51,7 @@ def rows(checkpoint: Manifest) -> list[tuple[str, str]]:
 
 def tokenizer_of(store: Store, snapshot: Manifest) -> str:
     """Return the digest of the tokenizer that made all windows of a snapshot."""
-    part = next(iter(SnapshotMetadata.of(snapshot).parts.values()))
-    return store.load(part.chunks).inputs["tokenizer"]
+    return store.load(next(iter(SnapshotMetadata.of(snapshot).parts.values())).chunks).inputs["tokenizer"]
 
 
 def _training(training: PastTraining) -> str:
@@ -73,15 +68,17 @@ def _training(training: PastTraining) -> str:
 def trainings(checkpoint: Manifest) -> list[PastTraining]:
     """Return a checkpoint's trainings, its own last."""
     metadata = CheckpointMetadata.of(checkpoint)
-    last = PastTraining(
-        checkpoint=checkpoint.ref,
-        snapshot=metadata.snapshot,
-        snapshot_digest=checkpoint.inputs[TRAINING_SNAPSHOT],
-        general_before=metadata.general_before,
-        general_loss=metadata.general_loss,
-        general_distance=metadata.general_distance,
-    )
-    return [*metadata.lineage, last]
+    return [
+        *metadata.lineage,
+        PastTraining(
+            checkpoint=checkpoint.ref,
+            snapshot=metadata.snapshot,
+            snapshot_digest=checkpoint.inputs[TRAINING_SNAPSHOT],
+            general_before=metadata.general_before,
+            general_loss=metadata.general_loss,
+            general_distance=metadata.general_distance,
+        ),
+    ]
 
 
 def learned_what_was_erased(store: Store, snapshot: Manifest, training: PastTraining) -> bool:

@@ -61,8 +61,10 @@ def attend_apart(model: PreTrainedModel) -> None:
     name, or takes no `bounds`, stays as it is.
     """
     parameters = inspect.signature(model.forward).parameters.values()
-    has_keywords = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
-    if has_keywords and model._can_set_attn_implementation():
+    if (
+        any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
+        and model._can_set_attn_implementation()
+    ):
         model.set_attn_implementation(NAME)
 
 
@@ -123,19 +125,36 @@ def attend(
         cu_seq_lens_q = torch.arange(0, rows * tokens + 1, tokens, dtype=torch.int32, device=query.device)
         seq_idx = torch.arange(rows, device=query.device)[:, None].expand(rows, tokens)
     if query.device.type != "cuda":
-        mask = _mask(cu_seq_lens_q, seq_idx, sliding_window, chunk)
-        return _dense(query, key, value, mask, scaling, dropout, softcap, s_aux), None
+        return _dense(
+            query,
+            key,
+            value,
+            _mask(cu_seq_lens_q, seq_idx, sliding_window, chunk),
+            scaling,
+            dropout,
+            softcap,
+            s_aux,
+        ), None
     if torch.is_autocast_enabled("cuda"):  # rotated in fp32, queries and keys are no longer in its precision
         dtype = torch.get_autocast_dtype("cuda")
         query, key, value = (states.to(dtype) for states in (query, key, value))
     is_half = query.dtype != torch.float32 and has_flash_attention()
-    has_kernel = size == value.shape[-1] and size <= _LARGEST_HEAD and size % _HEAD_MULTIPLE == 0
-    if is_plain and is_half and has_kernel:
+    if (
+        is_plain
+        and is_half
+        and (size == value.shape[-1] and size <= _LARGEST_HEAD and size % _HEAD_MULTIPLE == 0)
+    ):
         return _by_kernel(query, key, value, cu_seq_lens_q, sliding_window, scaling), None
-    blocks = _block_mask(cu_seq_lens_q, seq_idx, sliding_window, chunk)
     return (
         flex_attention_forward(
-            module, query, key, value, blocks, scaling=scaling, softcap=softcap, s_aux=s_aux
+            module,
+            query,
+            key,
+            value,
+            _block_mask(cu_seq_lens_q, seq_idx, sliding_window, chunk),
+            scaling=scaling,
+            softcap=softcap,
+            s_aux=s_aux,
         )[0],
         None,
     )
@@ -162,9 +181,8 @@ def _by_kernel(
     scaling: float | None,
 ) -> torch.Tensor:
     rows, _, tokens, _ = query.shape
-    flat = [states.transpose(1, 2).flatten(0, 1) for states in (query, key, value)]
     result = varlen_attn(
-        *flat,
+        *[states.transpose(1, 2).flatten(0, 1) for states in (query, key, value)],
         cu_seq_q=begins,
         cu_seq_k=begins,
         max_q=tokens,
@@ -224,17 +242,21 @@ def _dense(
         states.repeat_interleave(num_groups, 1) if num_groups > 1 else states for states in (key, value)
     )
     if softcap is None and sinks is None:
-        result = torch.nn.functional.scaled_dot_product_attention(
-            query, key, value, mask, dropout_p=dropout, scale=scaling
+        return (
+            torch.nn.functional.scaled_dot_product_attention(
+                query, key, value, mask, dropout_p=dropout, scale=scaling
+            )
+            .transpose(1, 2)
+            .contiguous()
         )
-        return result.transpose(1, 2).contiguous()
     scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
     scores = scores.masked_fill(~mask, -torch.inf)
     if sinks is not None:
-        of_sinks = sinks.view(1, -1, 1, 1).expand(len(query), -1, scores.shape[2], 1)
-        scores = torch.cat([scores, of_sinks.to(scores.dtype)], -1)
+        scores = torch.cat(
+            [scores, sinks.view(1, -1, 1, 1).expand(len(query), -1, scores.shape[2], 1).to(scores.dtype)], -1
+        )
     shares = scores.softmax(-1, dtype=torch.float32)[..., : key.shape[2]].to(query.dtype)
     return (torch.nn.functional.dropout(shares, dropout) @ value).transpose(1, 2).contiguous()
 
@@ -370,8 +392,10 @@ def attend_apart_where_equal(model: PreTrainedModel, capacity: int, *, seed: int
         for attention in (before, NAME):
             model.set_attn_implementation(attention)
             logits.append(model(input_ids=ids.to(model.device), use_cache=False, **last).logits[0, -1:])
-    change = _change([logits[0].float()], [logits[1].float()], is_shared=is_sharded(model))
-    if not change <= _ALLOWED_DIFFERENCE[precision]:
+    if (
+        not _change([logits[0].float()], [logits[1].float()], is_shared=is_sharded(model))
+        <= _ALLOWED_DIFFERENCE[precision]
+    ):
         model.set_attn_implementation(before)
 
 
@@ -394,10 +418,12 @@ def _outputs(
         for name, value in {"position_ids": positions, **bounds_of_rows}.items()
     }
     logits = model(input_ids=ids, use_cache=False, **inputs).logits[0, start : start + size].float()
-    loss = torch.nn.functional.cross_entropy(logits[:-1], ids[0, start + 1 : start + size])
     return [
         logits.detach(),
-        *_gradients(loss, [weight for weight in model.parameters() if weight.requires_grad]),
+        *_gradients(
+            torch.nn.functional.cross_entropy(logits[:-1], ids[0, start + 1 : start + size]),
+            [weight for weight in model.parameters() if weight.requires_grad],
+        ),
     ]
 
 
@@ -411,8 +437,7 @@ def _gradients(loss: torch.Tensor, weights: Sequence[torch.Tensor]) -> list[torc
 
     def take(number: int, weight: torch.Tensor) -> None:
         assert weight.grad is not None, "torch calls the hook with the gradient in place"
-        part = weight.grad.to_local() if isinstance(weight.grad, DTensor) else weight.grad
-        gradient = part.flatten()
+        gradient = (weight.grad.to_local() if isinstance(weight.grad, DTensor) else weight.grad).flatten()
         weight.grad = None
         elements[number] = gradient[:: max(1, -(-len(gradient) // _COMPARED_ELEMENTS))].float().clone()
 

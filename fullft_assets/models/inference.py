@@ -181,10 +181,7 @@ def load_for_training(
             f"base_model: {folder}: {misfits[0]} does not have the shape of its config.json; copy the model"
             " again"
         )
-    head_weights = {name for name in model.state_dict() if name.startswith(head)} - set(
-        loading_info["missing_keys"]
-    )
-    if head_weights:
+    if {name for name in model.state_dict() if name.startswith(head)} - set(loading_info["missing_keys"]):
         _draw_anew(model, head)
     loading.initialise_added(model, folder, added_tokens)
     return model
@@ -319,8 +316,11 @@ def _forward(
     model: PreTrainedModel, chunks: Sequence[Sequence[Sequence[int]]], progress: Listener | None
 ) -> Iterator:
     for items, inputs, output in forward_batches(model, chunks, progress, output_hidden_states=True):
-        vectors = loading.pool(output.hidden_states[-1].float(), inputs["attention_mask"], "mean")
-        yield np.array([row for row, _ in items]), output, vectors.cpu().numpy()
+        yield (
+            np.array([row for row, _ in items]),
+            output,
+            loading.pool(output.hidden_states[-1].float(), inputs["attention_mask"], "mean").cpu().numpy(),
+        )
 
 
 def forward_batches(

@@ -2,7 +2,11 @@
 
 import re
 from collections.abc import Iterable
+from functools import partial
 
+import torch
+import torch.nn.attention.varlen
+from torch.utils.checkpoint import create_selective_checkpoint_contexts
 from transformers import PretrainedConfig, PreTrainedModel
 
 from fullft_assets.errors import SettingsError
@@ -13,6 +17,18 @@ from fullft_assets.settings import TrainingSettings
 _LAYER = re.compile(r"^(?!.*(?:vision|visual|audio))(?:.*?\.)?(?:layer|layers|h|block|blocks)\.(\d+)\.")
 #: `embeddings.` (BERT), `wte.`, `wpe.` (GPT-2), `embed_tokens.` (Llama), `embed_in.` (GPT-NeoX).
 _EMBEDDINGS = re.compile(r"(?:^|\.)(?:embeddings|wte|wpe|embed_tokens|embed_positions|embed_in|shared)\.")
+_aten = torch.ops.aten
+#: Operations that cost much to compute again, and whose results are no larger than hidden states.
+_PRODUCTS = (
+    _aten.mm.default,
+    _aten.addmm.default,
+    _aten._grouped_mm.default,
+    _aten._scaled_dot_product_cudnn_attention.default,
+    _aten._scaled_dot_product_efficient_attention.default,
+    _aten._scaled_dot_product_flash_attention.default,
+    _aten._scaled_dot_product_flash_attention_for_cpu.default,
+    torch.ops.torch_attn._varlen_attn.default,
+)
 
 
 def num_layers(names: Iterable[str]) -> int:
@@ -25,8 +41,7 @@ def depth(name: str, layers: int) -> int:
     (norm, pooler, head).
     """
     match = _LAYER.search(name)
-    above = 0 if _EMBEDDINGS.search(name) else layers + 1
-    return above if match is None else 1 + int(match.group(1))
+    return (0 if _EMBEDDINGS.search(name) else layers + 1) if match is None else 1 + int(match.group(1))
 
 
 def few(config: PretrainedConfig) -> tuple[int, int] | None:
@@ -35,8 +50,7 @@ def few(config: PretrainedConfig) -> tuple[int, int] | None:
     """
     number = config.num_hidden_layers
     kinds = list(getattr(config, "layer_types", None) or [""] * number)
-    period = next(size for size in range(1, number + 1) if (kinds[:size] * number)[:number] == kinds)
-    step = max(2, period)
+    step = max(2, next(size for size in range(1, number + 1) if (kinds[:size] * number)[:number] == kinds))
     shorter = next(size for size in range(4, 4 + step) if (number - size) % step == 0)
     return (shorter, shorter + step) if number > 2 * shorter + step else None
 
@@ -52,6 +66,21 @@ def freeze(model: PreTrainedModel, settings: TrainingSettings) -> None:
     for name, parameter in model.named_parameters():
         if settings.freeze_layers and depth(name, layers) <= settings.freeze_layers:
             parameter.requires_grad_(False)
+
+
+def recompute(model: PreTrainedModel, settings: TrainingSettings) -> None:
+    """Have each layer compute its activations again in the backward pass, all of them or those between its
+    products, where the settings say so.
+    """
+    if settings.gradient_checkpointing == "selective":
+        model.activation_checkpointing_enable(
+            {
+                "use_reentrant": False,
+                "context_fn": partial(create_selective_checkpoint_contexts, list(_PRODUCTS)),
+            }
+        )
+    elif settings.gradient_checkpointing:
+        model.activation_checkpointing_enable()
 
 
 def compile_layers(model: PreTrainedModel) -> None:

@@ -291,8 +291,7 @@ def pooling_of(folder: ModelFolder, config: PretrainedConfig) -> Pooling | None:
     pooling = _stated_pooling(path)
     if pooling is not None and type(config) in MODEL_MAPPING:
         return pooling
-    is_encoder = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not config.is_encoder_decoder
-    return "mean" if is_encoder else None
+    return "mean" if (type(config) in MODEL_FOR_MASKED_LM_MAPPING and not config.is_encoder_decoder) else None
 
 
 def _stated_pooling(folder: Path) -> Pooling | None:
@@ -345,8 +344,10 @@ class PooledClassifier(PreTrainedModel):
         output = self.base_model(input_ids=input_ids, attention_mask=attention_mask, **options)
         hidden = output.last_hidden_state
         mask = hidden.new_ones(hidden.shape[:2]) if attention_mask is None else attention_mask
-        logits = self.classifier(pool(hidden, mask, getattr(self.config, POOLING)))
-        return SequenceClassifierOutput(logits=logits, hidden_states=output.hidden_states)
+        return SequenceClassifierOutput(
+            logits=self.classifier(pool(hidden, mask, getattr(self.config, POOLING))),
+            hidden_states=output.hidden_states,
+        )
 
 
 @cache
@@ -356,9 +357,13 @@ def pooled_class(config_class: type[PretrainedConfig]) -> type[PooledClassifier]
     # What transformers has to know of an architecture (its layers, attention, first weights) is in the class
     # that all of its models share.
     shared = next(base for base in encoder.__mro__[1:] if issubclass(base, PreTrainedModel))
-    members = {"encoder_class": encoder, "__module__": __name__}
     return cast(
-        type[PooledClassifier], type(f"Pooled{encoder.__name__}", (PooledClassifier, shared), members)
+        type[PooledClassifier],
+        type(
+            f"Pooled{encoder.__name__}",
+            (PooledClassifier, shared),
+            {"encoder_class": encoder, "__module__": __name__},
+        ),
     )
 
 
@@ -368,8 +373,14 @@ def saved_class(config_class: type[PretrainedConfig]) -> type[PooledClassifier]:
     in a file of its own.
     """
     whole = pooled_class(config_class)
-    members = {"_keys_to_ignore_on_load_missing": [r"classifier\.(weight|bias)"], "__module__": __name__}
-    return cast(type[PooledClassifier], type(whole.__name__, (whole,), members))
+    return cast(
+        type[PooledClassifier],
+        type(
+            whole.__name__,
+            (whole,),
+            {"_keys_to_ignore_on_load_missing": [r"classifier\.(weight|bias)"], "__module__": __name__},
+        ),
+    )
 
 
 def has_pooled_classifier(folder: ModelFolder) -> bool:
@@ -408,11 +419,13 @@ def save_model(model: PreTrainedModel, folder: Path, max_tokens: int) -> None:
     config = model.config
     pooling: Pooling = getattr(config, POOLING)
     parts = {"": "Transformer", _POOLING: "Pooling", _DENSE: "Dense"}
-    modules = [
-        {"idx": number, "name": str(number), "path": path, "type": f"sentence_transformers.models.{kind}"}
-        for number, (path, kind) in enumerate(parts.items())
-    ]
-    _write_json(folder / MODULES, modules)
+    _write_json(
+        folder / MODULES,
+        [
+            {"idx": number, "name": str(number), "path": path, "type": f"sentence_transformers.models.{kind}"}
+            for number, (path, kind) in enumerate(parts.items())
+        ],
+    )
     _write_json(folder / "sentence_bert_config.json", {"max_seq_length": max_tokens, "do_lower_case": False})
     _write_json(
         folder / _POOLING / "config.json",
@@ -431,11 +444,14 @@ def save_model(model: PreTrainedModel, folder: Path, max_tokens: int) -> None:
             "activation_function": "torch.nn.modules.linear.Identity",
         },
     )
-    head = {
-        f"linear.{name}": weight.detach().cpu().contiguous()
-        for name, weight in model.classifier.state_dict().items()
-    }
-    save_file(head, folder / _DENSE / WEIGHTS, {"format": "pt"})
+    save_file(
+        {
+            f"linear.{name}": weight.detach().cpu().contiguous()
+            for name, weight in model.classifier.state_dict().items()
+        },
+        folder / _DENSE / WEIGHTS,
+        {"format": "pt"},
+    )
 
 
 def _write_json(path: Path, content: object) -> None:

@@ -50,8 +50,27 @@ def of_scored_weights() -> torch.dtype:
     """Return the number format of the weights of a language model that is scored or writes, and is not
     trained: the one that a GPU computes them in, as autocast would keep a second copy of all of them.
     """
-    takes_bf16 = torch.accelerator.is_available() and resolve("auto") == "bf16"
-    return torch.bfloat16 if takes_bf16 else torch.float32
+    return (
+        torch.bfloat16 if (torch.accelerator.is_available() and resolve("auto") == "bf16") else torch.float32
+    )
+
+
+@torch.no_grad()
+def round_weights(model: PreTrainedModel, stored_in: str, *, keeps_format: bool) -> bool:
+    """Round fp32 weights to the values that they have as `stored_in`, a number format, and give them this
+    format unless they keep their own; return whether there are any.
+    """
+    dtype = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(stored_in, torch.float32)
+    weights = [
+        weight
+        for name, weight in model.named_parameters()
+        if weight.dtype == torch.float32 != dtype
+        # A model may need some in fp32, whatever the others have.
+        and not set(name.split(".")) & set(model._keep_in_fp32_modules_strict or ())
+    ]
+    for weight in weights:
+        weight.data = weight.to(dtype).float() if keeps_format else weight.to(dtype)
+    return bool(weights)
 
 
 def score_alike(model: PreTrainedModel, settings: TrainingSettings) -> PreTrainedModel:

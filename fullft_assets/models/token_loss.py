@@ -8,9 +8,11 @@ are computed for the trained tokens alone, in parts, with their gradients at onc
 replaced in this way is tested, not assumed.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
@@ -20,6 +22,7 @@ import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
+from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
 from fullft_assets.models import documents, precision
 from fullft_assets.models.inference import collate, device, evaluating, in_batches, move
@@ -30,6 +33,8 @@ from fullft_assets.progress import Listener
 IGNORED = -100
 #: In a batch: `predicted_positions`, which the host knows and a GPU would have to be asked for.
 PREDICTED = "predicted"
+#: In a batch whose packed rows are filled up: [rows, tokens] which tokens are no padding.
+IS_TOKEN = "is_token"
 #: Logits that exist at a time: on a GPU as many as make the additions to the head's gradient cheap.
 _CHUNK_ELEMENTS = {"cpu": 2**25, "gpu": 2**28}
 #: The device of a plan for another machine, whose parts are counted.
@@ -56,16 +61,42 @@ class TokenLoss:
         # FSDP2 makes a subclass of its class.
         is_plain = type(self.head).forward is nn.Linear.forward and "forward" not in vars(self.head)
         self.is_fused = is_plain and self._returns_logits_of_head(model, inputs)
+        config = model.config.get_text_config()
+        self._balance = (
+            getattr(config, "router_aux_loss_coef", 0.0)
+            if getattr(config, "output_router_logits", False)
+            else 0.0
+        )
+        self._experts_a_token = getattr(config, "num_experts_per_tok", 1)
 
     def total(self, model: nn.Module, inputs: Mapping[str, Any], labels: torch.Tensor) -> torch.Tensor:
-        """Return the sum over all trained tokens, in fp32, differentiable.
+        """Return the sum over all trained tokens, with the routers' `balance`, in fp32, differentiable.
 
         Args:
             inputs: may have their `predicted_positions`; else the host waits for the device.
             labels: [rows, tokens] the token ids of the rows, IGNORED where not trained. The first token of a
                 row is never trained.
         """
-        return self._fused(model, inputs, labels) if self.is_fused else plain(model, inputs, labels)
+        prediction = predictions(model, inputs, labels)
+        with self._summing(prediction) if self.is_fused else nullcontext():
+            output = model(**prediction.inputs, use_cache=False)
+        loss = output.logits.sum() if self.is_fused else _summed(output.logits, prediction)
+        return loss + self.balance(output, inputs, labels)
+
+    def balance(self, output: Any, inputs: Mapping[str, Any], labels: torch.Tensor) -> torch.Tensor | float:
+        """Return the auxiliary loss of a mixture's routers (Fedus et al. 2021, arXiv:2101.03961), once for
+        each trained token, since the sum is divided by these: 0 where the model's configuration has none, or
+        does not say `output_router_logits`.
+
+        Args:
+            output: of the pass.
+        """
+        routed = getattr(output, "router_logits", None) if self._balance else None
+        if not routed:
+            return 0.0
+        mask = inputs.get("attention_mask", inputs.get(IS_TOKEN))
+        loss = load_balancing_loss_func(routed, routed[0].shape[-1], self._experts_a_token, mask)
+        return self._balance * (labels != IGNORED).sum() * loss
 
     @torch.no_grad()
     def of_tokens(
@@ -83,8 +114,12 @@ class TokenLoss:
             states = hidden[:, :-1][is_target]
             size = _tokens_of_part(head.weight)
             for start in range(0, len(states), size):
-                logits = nn.functional.linear(states[start : start + size], head.weight, head.bias)
-                heads.append(_token_scores(logits, targets[start : start + size]))
+                heads.append(
+                    _token_scores(
+                        nn.functional.linear(states[start : start + size], head.weight, head.bias),
+                        targets[start : start + size],
+                    )
+                )
             return hidden.new_zeros((1, 1, 1))
 
         if not self.is_fused:
@@ -94,17 +129,20 @@ class TokenLoss:
         losses, is_first = zip(*heads, strict=True)
         return torch.cat(losses), torch.cat(is_first)
 
-    def _fused(self, model: nn.Module, inputs: Mapping[str, Any], labels: torch.Tensor) -> torch.Tensor:
-        prediction = predictions(model, inputs, labels)
+    def _summing(self, prediction: Predictions) -> AbstractContextManager[None]:
+        """Return the context in which the head returns the summed loss of a pass."""
         head = self.head
 
         def loss_of(hidden: torch.Tensor) -> torch.Tensor:
-            states = hidden.flatten(0, 1).index_select(0, prediction.positions)
-            return LinearCrossEntropy.apply(states, head.weight, head.bias, prediction.targets)
+            return LinearCrossEntropy.apply(
+                hidden.flatten(0, 1).index_select(0, prediction.positions),
+                head.weight,
+                head.bias,
+                prediction.targets,
+            )
 
         # A copy: FSDP warns about views, whose hooks an operation in place would lose.
-        with replaced_forward(head, lambda hidden: loss_of(hidden).reshape(1, 1, 1).clone()):
-            return model(**prediction.inputs, use_cache=False).logits.sum()
+        return replaced_forward(head, lambda hidden: loss_of(hidden).reshape(1, 1, 1).clone())
 
     @torch.no_grad()
     def _returns_logits_of_head(self, model: PreTrainedModel, inputs: Mapping[str, Any]) -> bool:
@@ -138,7 +176,7 @@ class Predictions(NamedTuple):
 def predictions(model: nn.Module, inputs: Mapping[str, Any], labels: torch.Tensor) -> Predictions:
     """Return what the model predicts in a batch."""
     positions = inputs.get(PREDICTED)
-    excluded = {PREDICTED, *(() if documents.takes_bounds(model) else documents.BOUNDS)}
+    excluded = {PREDICTED, IS_TOKEN, *(() if documents.takes_bounds(model) else documents.BOUNDS)}
     inputs = {name: value for name, value in inputs.items() if name not in excluded}
     if positions is None:
         positions = predicted_positions(labels.numpy(force=True)).to(labels.device)
@@ -166,9 +204,11 @@ def _token_scores(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Te
 def plain(model: nn.Module, inputs: Mapping[str, Any], labels: torch.Tensor) -> torch.Tensor:
     """Return the same sum, computed from all of the model's own logits."""
     prediction = predictions(model, inputs, labels)
-    logits = (
-        model(**prediction.inputs, use_cache=False).logits.flatten(0, 1).index_select(0, prediction.positions)
-    )
+    return _summed(model(**prediction.inputs, use_cache=False).logits, prediction)
+
+
+def _summed(logits: torch.Tensor, prediction: Predictions) -> torch.Tensor:
+    logits = logits.flatten(0, 1).index_select(0, prediction.positions)
     return nn.functional.cross_entropy(logits.float(), prediction.targets, reduction="sum")
 
 
@@ -329,10 +369,11 @@ def score_documents(
         if token_loss is None:
             token_loss = TokenLoss(model, {name: value[:1] for name, value in inputs.items()})
         losses, is_first = token_loss.of_tokens(model, inputs, labels)
-        documents = np.repeat(
-            [row.document for row in batch], (labels[:, 1:] != IGNORED).sum(1).cpu().numpy()
+        return (
+            np.repeat([row.document for row in batch], (labels[:, 1:] != IGNORED).sum(1).cpu().numpy()),
+            losses.cpu().double().numpy(),
+            is_first.long().cpu().numpy(),
         )
-        return documents, losses.cpu().double().numpy(), is_first.long().cpu().numpy()
 
     with evaluating(model), torch.no_grad(), precision.autocast(precision.of_scores(model)):
         for documents, losses, is_first in in_batches(

@@ -92,9 +92,8 @@ def memory_check(
     Args:
         fitting: see `plan.plan_checks`.
     """
-    limit = measurement.available_memory_bytes
-    if settings.max_memory_gib is not None:
-        limit = min(limit, int(settings.max_memory_gib * GIB))
+    most_gib = math.inf if settings.max_memory_gib is None else settings.max_memory_gib
+    limit = min(measurement.available_memory_bytes, most_gib * GIB)
     state = total_state_bytes(measurement.num_parameters, measurement.num_trained_parameters, training)
     peak = measurement.peak_memory_bytes
     note = ""
@@ -171,12 +170,14 @@ def stop_seconds(measurement: Measured, training: TrainingSettings) -> float:
 
 def stop_note(seconds: float, grace_seconds: float) -> str:
     """Return a warning if stopping may take longer than the launcher waits, or an empty string."""
-    if seconds <= grace_seconds:
-        return ""
     return (
-        f"a request to stop may take {seconds:,.0f} s to its checkpoint (the current step, and the save), but"
-        f" launcher.grace_seconds kills after {grace_seconds:g}; set {math.ceil(2 * seconds):,}, or lower"
-        " training.batch_size"
+        ""
+        if seconds <= grace_seconds
+        else (
+            f"a request to stop may take {seconds:,.0f} s to its checkpoint (the current step, and the save),"
+            f" but launcher.grace_seconds kills after {grace_seconds:g}; set {math.ceil(2 * seconds):,}, or"
+            " lower training.batch_size"
+        )
     )
 
 
@@ -206,17 +207,19 @@ def plan_checks(
     training = training or TrainingSettings()
     hours = measurement.predicted_seconds / 3600
     peak, fits_in_memory = memory_check(measurement, settings, training, processes, fitting)
-    state = total_state_bytes(measurement.num_parameters, measurement.num_trained_parameters, training)
-    plan = PlanMetadata(
+    return PlanMetadata(
         **measurement.model_dump(),
         planned_hours=hours,
         planned_usd=hours * settings.hourly_usd,
         peak_memory_gib=peak / GIB,
-        state_memory_gib=state / measurement.num_processes / GIB,
+        state_memory_gib=total_state_bytes(
+            measurement.num_parameters, measurement.num_trained_parameters, training
+        )
+        / measurement.num_processes
+        / GIB,
         stop_seconds=stop_seconds(measurement, training),
         padding_share=1 - measurement.num_tokens / measurement.num_padded_tokens,
-    )
-    return plan, [fits_in_memory, budget_check(hours, settings, trainings)]
+    ), [fits_in_memory, budget_check(hours, settings, trainings)]
 
 
 def refusal(pilot: Manifest) -> str | None:

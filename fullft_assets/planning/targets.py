@@ -152,7 +152,7 @@ def _read() -> dict[str, Any]:
     )
 
 
-def setups(training: TrainingSettings, processes: int) -> Iterator[TrainingSettings]:
+def setups(training: TrainingSettings, processes: int, *, is_gpu: bool = False) -> Iterator[TrainingSettings]:
     """Yield settings that keep the effective batch, each taking less memory than the one before, as a rule.
 
     First smaller passes, which cost little; then recomputed activations; then sharding over several
@@ -160,46 +160,75 @@ def setups(training: TrainingSettings, processes: int) -> Iterator[TrainingSetti
     that contradict other settings are excluded.
     """
     keys = set()
-    for changes in _changes(training, processes):
+    for changes in _changes(training, processes, is_gpu=is_gpu):
         setup = training.model_copy(update=changes)
-        if setup.batch_size % (setup.micro_batch_size * processes) or any(contradictions(setup, processes)):
+        if setup.batch_size % (setup.rows_a_pass() * processes) or any(contradictions(setup, processes)):
             continue
         if (key := setup.model_dump_json()) not in keys:
             keys.add(key)
             yield setup
 
 
-def changed(setup: TrainingSettings, training: TrainingSettings) -> dict[str, Any]:
-    """Return the keys of training that differ, with their new values."""
+def changed(
+    setup: TrainingSettings, training: TrainingSettings, processes: int, *, is_gpu: bool
+) -> dict[str, Any]:
+    """Return the keys of training that differ, with their new values, without those to which
+    `micro_batch_size: auto` comes by itself.
+    """
+    of_auto = setup.model_copy(update={"micro_batch_size": "auto"}).rows_a_pass(processes)
+    is_by_itself = {"gradient_checkpointing": is_gpu}
+    is_by_itself["micro_batch_size"] = is_gpu or of_auto == setup.micro_batch_size
+    is_auto = training.micro_batch_size == "auto"
     return {
         name: value
         for name in type(training).model_fields
         if (value := getattr(setup, name)) != getattr(training, name)
+        and not (is_auto and is_by_itself.get(name, False))
     }
 
 
-def _changes(training: TrainingSettings, processes: int) -> Iterator[dict[str, Any]]:
+def passes(training: TrainingSettings, processes: int, *, is_gpu: bool) -> list[dict[str, Any]]:
+    """Return changes of training that make its passes smaller, from the most memory to the least: from those
+    of its setting on, where that is `auto` on a GPU from a whole batch on.
+    """
     share = training.batch_size // processes
-    first = min(training.micro_batch_size, share)
+    first = (
+        share
+        if (is_gpu and training.micro_batch_size == "auto")
+        else min(training.rows_a_pass(processes), share)
+    )
     sizes = [size for size in range(first, 0, -1) if share % size == 0]
     # Halving is enough: what fits between two of them would save little time.
     sizes = [size for number, size in enumerate(sizes) if number == 0 or size & (size - 1) == 0]
-    yield from ({"micro_batch_size": size} for size in sizes)
-    yield from ({"micro_batch_size": size, "gradient_checkpointing": True} for size in sizes)
-    last = {"micro_batch_size": sizes[-1], "gradient_checkpointing": True}
+    return [
+        {"micro_batch_size": size, **more}
+        for more in ({}, {"gradient_checkpointing": True})
+        for size in sizes
+    ]
+
+
+def _changes(training: TrainingSettings, processes: int, *, is_gpu: bool) -> Iterator[dict[str, Any]]:
+    smaller = passes(training, processes, is_gpu=is_gpu)
+    yield from smaller
+    last = smaller[-1]
     sharding = {"sharding": "fsdp2"} if processes > 1 and training.sharding == "none" else {}
     yield {**last, **sharding}
     for more in (sharding, {}):
         for optimizer, weights in MEMORY_LADDER:
             if state_bytes(optimizer, weights) < state_bytes(training.optimizer, training.weights):
                 # One that steps in the backward pass cannot accumulate.
-                size = training.batch_size if OPTIMIZERS.get(optimizer).steps_in_backward else sizes[-1]
-                yield {**last, **more, "micro_batch_size": size, "optimizer": optimizer, "weights": weights}
+                size = (
+                    {"micro_batch_size": training.batch_size}
+                    if OPTIMIZERS.get(optimizer).steps_in_backward
+                    else {}
+                )
+                yield {**last, **more, **size, "optimizer": optimizer, "weights": weights}
 
 
 #: (settings, precision, whether on a GPU, processes) -> what one process holds.
 CountMemory = Callable[[TrainingSettings, str, bool, int], StepMemory]
-#: A forward pass is a third of a forward and backward pass; recomputed activations add another third.
+#: A forward pass is a third of a forward and backward pass; recomputed activations add another third,
+#: without their matrix products next to nothing.
 _FORWARD = 1 / 3
 _RECOMPUTED = 4 / 3
 #: Systems that an evaluation runs on its rows: the candidate, the base model or a probe on it, the champion.
@@ -297,11 +326,13 @@ def plan_targets(
     """
     training = settings.training
     is_auto = training.precision == "auto" or training.weights == "bf16"
-    plans = [_plan_target(here, settings, work, parts, count, here_precision)]
-    for target in targets(settings.planning):
-        precision = target.precision if is_auto else training.precision
-        plans.append(_plan_target(target, settings, work, parts, count, precision))
-    return plans
+    precisions = [
+        (target, target.precision if is_auto else training.precision) for target in targets(settings.planning)
+    ]
+    return [
+        _plan_target(target, settings, work, parts, count, precision)
+        for target, precision in [(here, here_precision), *precisions]
+    ]
 
 
 def _plan_target(
@@ -313,15 +344,21 @@ def _plan_target(
     limit = target.memory_bytes
     # As many GPUs as a batch can be shared by.
     processes = next(number for number in range(target.gpus, 0, -1) if training.batch_size % number == 0)
+    hosts = 1
     if target.kind == "here":
         processes = settings.launcher.processes
+        hosts = getattr(settings.launcher, "nodes", 1)
         if settings.planning.max_memory_gib is not None:
             limit = min(limit, int(settings.planning.max_memory_gib * GIB))
     peaks: list[int] = []
-    for setup in setups(training, processes):
-        state = total_state_bytes(work.num_parameters, work.num_trained_parameters, setup)
-        min_bytes = state // processes if setup.sharding != "none" else state
-        peaks.append(min_bytes if min_bytes > limit else _peak(target, setup, processes, count, precision))
+    is_gpu = target.gpu is not None
+    for setup in setups(training, processes, is_gpu=is_gpu):
+        min_bytes = total_state_bytes(work.num_parameters, work.num_trained_parameters, setup) // num_sharing(
+            setup, processes, hosts
+        )
+        peaks.append(
+            min_bytes if min_bytes > limit else peak_bytes(target, setup, processes, count, precision, hosts)
+        )
         if peaks[-1] <= limit:
             hours = training_hours(target, setup, work, processes)
             price = None if hours is None else target.hourly_usd
@@ -330,7 +367,7 @@ def _plan_target(
                 target=target,
                 processes=processes,
                 fits=True,
-                setup=changed(setup, training),
+                setup=changed(setup, training, processes, is_gpu=is_gpu),
                 peak_gib=peaks[-1] / GIB,
                 memory_gib=limit / GIB,
                 hours=hours,
@@ -350,7 +387,7 @@ def training_hours(
     if speed is None:
         return None
     flops = work.flops * work.num_padded_tokens / max(1, work.num_tokens)
-    flops *= _RECOMPUTED if setup.gradient_checkpointing else 1
+    flops *= _RECOMPUTED if setup.gradient_checkpointing is True else 1
     slow, fast = speed
     return flops / fast / 3600, flops / slow / 3600
 
@@ -366,21 +403,26 @@ def recommend(plans: Sequence[TargetPlan], settings: UseCaseSettings) -> TargetP
             hours = plan.hours[1]
             usd = plan.usd[1]
             if hours <= settings.planning.max_hours and usd <= max_usd:
-                waiting_hours = hours + (_RENTED_HOURS if plan.target.kind == "table" else 0)
-                by_cost.setdefault(usd + WAITING_USD * waiting_hours, plan)
+                by_cost.setdefault(
+                    usd + WAITING_USD * (hours + (_RENTED_HOURS if plan.target.kind == "table" else 0)), plan
+                )
     return by_cost[min(by_cost)] if by_cost else None
 
 
 def yaml_lines(plan: TargetPlan, training: TrainingSettings) -> list[str]:
     """Return the YAML lines that a target needs: the changes of `training` and `launcher`, and the price."""
-    lines = []
-    if plan.setup:
-        lines += ["training:", *(f"  {name}: {_yaml(value)}" for name, value in plan.setup.items())]
-    if plan.processes > 1:
-        lines += ["launcher:", f"  processes: {plan.processes}"]
-    if plan.target.kind != "here" and plan.target.hourly_usd:
-        lines += ["planning:", f"  hourly_usd: {plan.target.hourly_usd:g}"]
-    return lines
+    hourly_usd = 0 if plan.target.kind == "here" else plan.target.hourly_usd
+    sections = {
+        "training": plan.setup,
+        "launcher": {"processes": plan.processes} if plan.processes > 1 else {},
+        "planning": {"hourly_usd": f"{hourly_usd:g}"} if hourly_usd else {},
+    }
+    return [
+        line
+        for section, values in sections.items()
+        if values
+        for line in (f"{section}:", *(f"  {name}: {_yaml(value)}" for name, value in values.items()))
+    ]
 
 
 def table(plans: Sequence[TargetPlan]) -> Iterator[dict[str, str]]:
@@ -407,11 +449,31 @@ def table(plans: Sequence[TargetPlan]) -> Iterator[dict[str, str]]:
         }
 
 
-def _peak(target: Target, setup: TrainingSettings, processes: int, count: CountMemory, precision: str) -> int:
+def num_sharing(setup: TrainingSettings, processes: int, hosts: int) -> int:
+    """Return the number of processes that share one copy of the model, of a training's on so many hosts."""
+    sharing = processes // hosts if setup.sharding == "fsdp2_by_host" else processes
+    return 1 if setup.sharding == "none" else sharing
+
+
+def peak_bytes(
+    target: Target,
+    setup: TrainingSettings,
+    processes: int,
+    count: CountMemory,
+    precision: str,
+    hosts: int = 1,
+) -> int:
+    """Return the peak memory of a training on a target, one of so many hosts: of one GPU, or of all processes
+    on its CPU.
+    """
+    if setup.sharding == "fsdp2_by_host":
+        # As if this host trained alone on its part of a batch.
+        setup = setup.model_copy(update={"batch_size": setup.batch_size // hosts})
+        processes //= hosts
+        hosts = 1
     step = count(setup, "bf16" if setup.weights == "bf16" else precision, target.gpu is not None, processes)
-    on_cpu = processes * peak_on_cpu(step, target.libraries_bytes)
-    on_gpu = peak_on_gpu(step, processes, is_sharded=setup.sharding != "none")
-    return on_cpu if target.gpu is None else on_gpu
+    on_cpu = processes // hosts * peak_on_cpu(step, target.libraries_bytes)
+    return on_cpu if target.gpu is None else peak_on_gpu(step, processes, is_sharded=setup.sharding != "none")
 
 
 def _duration(hours: tuple[float, float]) -> str:
@@ -444,9 +506,9 @@ def plan_lines(plans: Sequence[TargetPlan], settings: UseCaseSettings, name: str
 
 def _columns(rows: Sequence[dict[str, str]]) -> list[str]:
     widths = {column: max(len(column), *(len(row[column]) for row in rows)) for column in rows[0]}
-    table_rows = [dict(zip(widths, widths, strict=True)), *rows]
     return [
-        "  ".join(row[column].ljust(width) for column, width in widths.items()).rstrip() for row in table_rows
+        "  ".join(row[column].ljust(width) for column, width in widths.items()).rstrip()
+        for row in [dict(zip(widths, widths, strict=True)), *rows]
     ]
 
 
@@ -461,8 +523,11 @@ def recommendation(plans: Sequence[TargetPlan], settings: UseCaseSettings) -> st
             " limit, choose a smaller base_model, or lower chunks.max_tokens"
         )
     assert best.usd is not None and best.hours is not None, "it was chosen by them"
-    has_changes = bool(yaml_lines(best, settings.training))
-    how = "with these lines in the YAML:" if has_changes else "with the YAML as it is"
+    how = (
+        "with these lines in the YAML:"
+        if bool(yaml_lines(best, settings.training))
+        else "with the YAML as it is"
+    )
     return (
         f"Recommended: {best.target.name} ({_duration(best.hours)} of training, at most"
         f" {best.usd[1]:,.2f} USD for a first model), the best by price and time, an hour of waiting"

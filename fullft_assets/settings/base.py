@@ -137,16 +137,3 @@ class OneOf:
         raise PydanticCustomError(
             "unknown_name", "{message}", {"message": f"unknown {self.kind} `{name}`; {hint}"}
         )
-
-
-def with_fitting_default(data: Any, key: str, default: int, *, other_key: str, divisor: int = 1) -> Any:
-    """Return the values of a section with a default for `key` that is at most the value of `other_key` /
-    `divisor`.
-
-    A user who makes chunks or batches smaller does not have to set a second key. Values of a wrong type are
-    left to the checks of their fields.
-    """
-    bound = data.get(other_key) if isinstance(data, Mapping) and key not in data else None
-    if not isinstance(bound, int) or bound < divisor or bound // divisor >= default:
-        return data
-    return {**data, key: bound // divisor}

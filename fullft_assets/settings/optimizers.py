@@ -29,11 +29,13 @@ class Optimizer:
             there. `build` must then return a `training.optimizers.low_memory.LowMemoryOptimizer`, which
             bounds its updates itself: their gradients are not clipped.
         takes_bf16: whether small updates of weights in bf16 survive, such as by stochastic rounding.
+        takes_betas: whether its groups may have `betas`, see `training.betas`.
         takes_shards: whether each process may hold a part of each weight (`training.sharding`).
     """
 
     steps_in_backward: bool = False
     takes_bf16: ClassVar[bool] = False
+    takes_betas: ClassVar[bool] = False
     takes_shards: bool = False
 
     def state_bytes(self, weights: Weights) -> int:
@@ -44,7 +46,8 @@ class Optimizer:
         """Return the optimizer of a training.
 
         Args:
-            groups: weights that are trained as `params`, with their `lr` and `weight_decay`.
+            groups: weights that are trained as `params`, with their `lr` and `weight_decay`, and
+                `betas` if they are set.
             weights: format of the weights.
             seed: of everything that it draws.
         """

@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from fullft_assets.settings.base import Float, Settings, with_fitting_default
+from fullft_assets.settings.base import Float, Settings
 
 
 class ChunksSettings(Settings):
@@ -70,7 +70,9 @@ class ChunksSettings(Settings):
     @model_validator(mode="before")
     @classmethod
     def _default_stride_fits(cls, data: Any) -> Any:
-        return with_fitting_default(data, "stride", 32, other_key="max_tokens", divisor=4)
+        # Who makes chunks smaller need not set a second key; values of a wrong type are left to their fields.
+        bound = data.get("max_tokens") if isinstance(data, Mapping) and "stride" not in data else None
+        return {**data, "stride": bound // 4} if isinstance(bound, int) and 4 <= bound < 4 * 32 else data
 
 
 class ReplaySettings(Settings):

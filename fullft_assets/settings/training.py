@@ -1,11 +1,11 @@
 """The section `training`, and its settings that contradict each other."""
 
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from fullft_assets.settings.base import Float, OneOf, Settings, YamlNumber, YamlOff, with_fitting_default
+from fullft_assets.settings.base import Float, OneOf, Settings, YamlNumber, YamlOff
 from fullft_assets.settings.guards import Guards
 from fullft_assets.settings.optimizers import OPTIMIZERS, Optimizer, Weights
 
@@ -15,9 +15,12 @@ OF_WHOLE_WEIGHTS = ("l2_sp", "ewc", "wise_ft", "distillation")
 EPOCHS = 3.0
 #: Maximum number of passes over few training rows, whose default number of passes has too few steps.
 MOST_EPOCHS = 20.0
+#: Most rows of a forward pass where it is not counted what fits, as on a CPU.
+_MOST_ROWS = 16
 
 
 _Alpha = Annotated[float, YamlNumber(), Field(gt=0, le=1)]
+_Beta = Annotated[float, YamlNumber(), Field(ge=0, lt=1)]
 
 
 class DistillationSettings(Settings):
@@ -73,12 +76,12 @@ class TrainingSettings(Settings):
         ge=1,
         description="Rows per optimizer step (the effective batch size, over all processes).",
     )
-    micro_batch_size: int = Field(
-        default=16,
-        ge=1,
+    micro_batch_size: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
+        default="auto",
         description=(
-            "Rows per forward pass; fewer take less memory and more accumulation. Default: 16, or batch_size"
-            " where that is less."
+            "Rows per forward pass; fewer take less memory and more accumulation. `auto`: on a GPU as many as"
+            " are counted to fit, with gradient_checkpointing where not even one fits without; on a CPU at"
+            " most 16."
         ),
     )
     learning_rate: Float = Field(default=5e-5, gt=0, lt=1, description="Peak learning rate.")
@@ -89,6 +92,12 @@ class TrainingSettings(Settings):
         description="Share of the steps during which the learning rate is warmed up.",
     )
     weight_decay: Float = Field(default=0.01, ge=0, lt=1, description="Decoupled weight decay.")
+    betas: list[_Beta] | None = Field(
+        default=None,
+        min_length=2,
+        max_length=2,
+        description="Decay of AdamW's two moments a step. Default: [0.9, 0.999].",
+    )
     max_grad_norm: Float = Field(default=1.0, gt=0, description="Gradients are clipped to this norm.")
     optimizer: Annotated[str, OneOf("optimizer", lambda: OPTIMIZERS.names)] = Field(
         default="adamw",
@@ -120,8 +129,12 @@ class TrainingSettings(Settings):
             " fp32 on other CPUs."
         ),
     )
-    gradient_checkpointing: bool = Field(
-        default=False, description="Recompute activations in the backward pass: less memory, more compute."
+    gradient_checkpointing: bool | Literal["selective"] = Field(
+        default=False,
+        description=(
+            "Recompute activations in the backward pass: less memory, more compute. `selective` keeps the"
+            " results of matrix products and of attention, and recomputes what is between them."
+        ),
     )
     sharding: Literal["none", "fsdp2", "fsdp2_by_host", "fsdp2_offload"] = Field(
         default="none",
@@ -232,10 +245,16 @@ class TrainingSettings(Settings):
         description="Raise it to train once more on unchanged data; it is part of the key and of the seed.",
     )
 
-    @model_validator(mode="before")
-    @classmethod
-    def _default_micro_batch_fits(cls, data: Any) -> Any:
-        return with_fitting_default(data, "micro_batch_size", 16, other_key="batch_size")
+    def rows_a_pass(self, processes: int = 1) -> int:
+        """Return the rows of a forward pass of each process: `micro_batch_size`, or for `auto` the most that
+        divide the batch, up to 16.
+        """
+        if self.micro_batch_size != "auto":
+            return self.micro_batch_size
+        if self.steps_in_backward:
+            return self.batch_size
+        share = max(1, self.batch_size // processes)
+        return max(size for size in range(1, min(share, _MOST_ROWS) + 1) if share % size == 0)
 
     @property
     def num_epochs(self) -> float:
@@ -293,6 +312,12 @@ def contradictions(training: TrainingSettings, processes: int) -> Iterator[Contr
             f"is not supported with sharding: {sharding}; remove one of the two",
         ),
         (
+            training.gradient_checkpointing == "selective" and training.compile,
+            ("training", "compile"),
+            "hides the products that gradient_checkpointing: selective keeps; set true, or remove one of the"
+            " two",
+        ),
+        (
             sharding == "fsdp2_offload" and training.precision == "fp16",
             ("training", "precision"),
             f"fp16 is not supported with sharding: {sharding}; use fp32, or bf16 where the GPU has it",
@@ -303,13 +328,18 @@ def contradictions(training: TrainingSettings, processes: int) -> Iterator[Contr
             f"{training.precision} contradicts weights: bf16, which are computed with as they are",
         ),
         (
+            training.betas is not None and not training.chosen_optimizer.takes_betas,
+            ("training", "betas"),
+            f"{training.optimizer} has none; remove them, or set optimizer: adamw",
+        ),
+        (
             is_bf16 and not training.chosen_optimizer.takes_bf16,
             ("training", "weights"),
             f"bf16 loses small updates with {training.optimizer}, which does not round stochastically; use"
             " adafactor",
         ),
         (
-            steps_in_backward and training.micro_batch_size != training.batch_size,
+            steps_in_backward and training.rows_a_pass() != training.batch_size,
             ("training", "micro_batch_size"),
             f"{in_backward} and cannot accumulate: set all {training.batch_size} rows of batch_size, or"
             " lower both",

@@ -220,5 +220,4 @@ def open_model(
         settings,
         lambda: load_split(store, store.load(snapshot), "train", chunks=False),
     )
-    baseline = BASELINES.get(about["baseline"]).load(folder, context)
-    return StoredBaseline(baseline, about["labels"], folder)
+    return StoredBaseline(BASELINES.get(about["baseline"]).load(folder, context), about["labels"], folder)

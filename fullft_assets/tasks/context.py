@@ -463,10 +463,9 @@ class EvaluationContext:
 
         Token ids only mean something to the tokenizer that made them.
         """
-        trained_on = self.store.load(CheckpointMetadata.of(self.inputs[name]).snapshot)
-        return tokenizer_of(self.store, trained_on) == tokenizer_of(
-            self.store, self.inputs[TRAINING_SNAPSHOT]
-        )
+        return tokenizer_of(
+            self.store, self.store.load(CheckpointMetadata.of(self.inputs[name]).snapshot)
+        ) == tokenizer_of(self.store, self.inputs[TRAINING_SNAPSHOT])
 
     def _load_baselines(self, test: Split) -> dict[str, Baseline]:
         artifact = self.inputs[CHEAPER_BASELINES]

@@ -142,11 +142,16 @@ class FewShot(ZeroShot):
         return cls(examples, examples.labels.tolist(), context)
 
     def _examples(self, writer: PromptWriter) -> list[int]:
-        room = max_tokens(self.context) // len(self.shown) - writer.num_tokens_around
-        questions = writer.ask(self.shown.texts, max(1, room))
         return [
             token
-            for question, label in zip(questions, self.labels, strict=True)
+            for question, label in zip(
+                writer.ask(
+                    self.shown.texts,
+                    max(1, (max_tokens(self.context) // len(self.shown) - writer.num_tokens_around)),
+                ),
+                self.labels,
+                strict=True,
+            )
             for token in question + writer.labels[label]
         ]
 
@@ -170,8 +175,10 @@ class PromptWriter:
 
     def __init__(self, context: BaselineContext):
         self.tokenization = Tokenization.load(context.base_model, context.settings.chunks)
-        opening = f"Texts and their labels. The labels are: {', '.join(context.labels)}."
-        self.instruction = [*self.tokenization.prefix, *self._encode(opening)]
+        self.instruction = [
+            *self.tokenization.prefix,
+            *self._encode(f"Texts and their labels. The labels are: {', '.join(context.labels)}."),
+        ]
         self._before_text = self._encode(_TEXT)
         self._before_label = self._encode(_LABEL)
         self.labels = [self._name(name) for name in context.labels]
@@ -219,8 +226,9 @@ def _score(
 
     training = context.settings.training
     is_shared = training.sharding != "none" and num_ranks() > 1
-    load = partial(load_causal, context.base_model, context.added_tokens)
-    model = sharding.load_scored(load, training, is_shared=is_shared)
+    model = sharding.load_scored(
+        partial(load_causal, context.base_model, context.added_tokens), training, is_shared=is_shared
+    )
     positions = getattr(model.config, "max_position_embeddings", None)
     longest = max((len(chunk) for document in chunks for chunk in document), default=0)
     if isinstance(positions, int) and longest > positions:
@@ -228,6 +236,10 @@ def _score(
             f"planning.baselines: the longest prompt of the base model has {longest:,} tokens, base_model"
             f" reads {positions:,}; lower chunks.max_tokens, or remove the baseline"
         )
-    listener = ranks.StopListener(context.progress) if is_shared else context.progress
-    scores = score_documents(model, chunks, marks, progress=listener)
+    scores = score_documents(
+        model,
+        chunks,
+        marks,
+        progress=(ranks.StopListener(context.progress) if is_shared else context.progress),
+    )
     return DocumentScores(scores.num_tokens, scores.loss, scores.num_right)

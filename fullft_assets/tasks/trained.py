@@ -72,6 +72,7 @@ class Lora(Baseline):
                     context.settings.seed,
                     Path(folder),
                     context.progress,
+                    max_memory_gib=context.settings.planning.max_memory_gib,
                     evaluate_at=[],
                     resumable=False,
                 )
@@ -134,19 +135,20 @@ def lora_settings(settings: UseCaseSettings) -> TrainingSettings:
     saves their memory.
     """
     training = settings.training
-    changes = {
-        "learning_rate": min(_TIMES_THE_RATE * training.learning_rate, 0.5),
-        "optimizer": "adamw",
-        "freeze_layers": 0,
-        "l2_sp": 0.0,
-        "ewc": 0.0,
-        "wise_ft": [],
-        "distillation": None,
-        "max_general_rise": None,
-        "compile": False,
-        "track": [],
-    }
-    return training.model_copy(update=changes)
+    return training.model_copy(
+        update={
+            "learning_rate": min(_TIMES_THE_RATE * training.learning_rate, 0.5),
+            "optimizer": "adamw",
+            "freeze_layers": 0,
+            "l2_sp": 0.0,
+            "ewc": 0.0,
+            "wise_ft": [],
+            "distillation": None,
+            "max_general_rise": None,
+            "compile": False,
+            "track": [],
+        }
+    )
 
 
 def adapt(recipe: Recipe, settings: TrainingSettings, rank: int) -> PreTrainedModel:

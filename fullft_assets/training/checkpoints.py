@@ -180,8 +180,9 @@ def complete(
         written_files: what is known of its files, which need not be on this host.
         is_planned: False if a request to stop caused it: whether it exists then depends on the moment.
     """
-    origin = {"num_incidents": num_incidents, "is_planned": is_planned, VERSIONS: library_versions()}
-    (aside / ORIGIN).write_text(json.dumps(origin))
+    (aside / ORIGIN).write_text(
+        json.dumps({"num_incidents": num_incidents, "is_planned": is_planned, VERSIONS: library_versions()})
+    )
     names = [str(path.relative_to(aside)) for path in aside.rglob("*") if path.is_file()]
     digests = {name: digest for name, (digest, _) in written_files.items()}
     digests |= {name: _digest(aside / name) for name in names if name not in written_files}

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import torch
 
 from fullft_assets.models import documents
-from fullft_assets.models.token_loss import IGNORED, PREDICTED, predicted_positions
+from fullft_assets.models.token_loss import IGNORED, IS_TOKEN, PREDICTED, predicted_positions
 from fullft_assets.snapshot import Training
 from fullft_assets.snapshot.all_rows import expand
 
@@ -105,8 +105,12 @@ def packed(
     least_tokens = plan.capacity if fills_rows else 0
 
     def batch(number: int) -> Batch:
-        rows = [_row(pieces, plan.row(row)) for row in order[starts[number] : starts[number + 1]]]
-        return collate_packed(rows, pad_id, least_tokens, with_replayed=with_replayed)
+        return collate_packed(
+            [_row(pieces, plan.row(row)) for row in order[starts[number] : starts[number + 1]]],
+            pad_id,
+            least_tokens,
+            with_replayed=with_replayed,
+        )
 
     return Feed(
         batch=batch,
@@ -173,8 +177,9 @@ class Pieces:
     def _read(self, column: pa.ChunkedArray, number: int) -> np.ndarray:
         start = self.plan.start[number]
         # A list of an Arrow file is read in place, its bits are unpacked.
-        values = column[int(self.plan.source[number])].values.to_numpy(zero_copy_only=False)
-        return values[start : start + self.plan.length[number]]
+        return column[int(self.plan.source[number])].values.to_numpy(zero_copy_only=False)[
+            start : start + self.plan.length[number]
+        ]
 
     def ids(self, number: int) -> np.ndarray:
         """Return a piece's token ids [t]."""
@@ -228,7 +233,8 @@ def collate_packed(
     with_replayed: bool = False,
 ) -> Batch:
     """Return `input_ids`, `labels` and `position_ids` of a batch of rows [rows, tokens], `is_replayed` if
-    asked for, their `predicted_positions` and the `documents.bounds`: no attention mask.
+    asked for, their `predicted_positions` and the `documents.bounds`: no attention mask, but `is_token` where
+    there is padding.
 
     Rows shorter than the longest one, or than `least_tokens`, are filled up with a document of padding, which
     is not trained on.
@@ -242,6 +248,9 @@ def collate_packed(
     batch = {names[name]: torch.from_numpy(tables[name].astype(np.int64)) for name in names}
     batch |= documents.bounds(tables["positions"])
     batch[PREDICTED] = predicted_positions(tables["labels"])
+    lengths = np.array([len(row["ids"]) for row in rows])[:, None]
+    if lengths.min() < tables["ids"].shape[1]:
+        batch[IS_TOKEN] = torch.from_numpy(np.arange(tables["ids"].shape[1]) < lengths)
     if with_replayed:
         batch[IS_REPLAYED] = torch.from_numpy(tables["replayed"].astype(bool))
     return batch
@@ -250,8 +259,7 @@ def collate_packed(
 def _filled(
     rows: Sequence[Mapping[str, np.ndarray]], name: str, fill: int, least_tokens: int = 0
 ) -> np.ndarray:
-    longest = max(least_tokens, *(len(row["ids"]) for row in rows))
-    table = np.full((len(rows), longest), fill, np.int64)
+    table = np.full((len(rows), max(least_tokens, *(len(row["ids"]) for row in rows))), fill, np.int64)
     for number, row in enumerate(rows):
         table[number, : len(row[name])] = row[name]
     return table
@@ -280,8 +288,9 @@ def planned_rows(num_rows: int, epochs: float, seed: int) -> np.ndarray:
     """
     total = max(1, round(epochs * num_rows))
     generator = np.random.default_rng(seed)
-    later = [generator.permutation(num_rows) for _ in range((total - 1) // num_rows)]
-    return np.concatenate([np.arange(num_rows), *later])[:total]
+    return np.concatenate(
+        [np.arange(num_rows), *[generator.permutation(num_rows) for _ in range((total - 1) // num_rows)]]
+    )[:total]
 
 
 def planned_batches(

@@ -42,7 +42,7 @@ from fullft_assets.progress import Listener, Progress
 from fullft_assets.ranks import is_first_local_rank, is_first_rank
 from fullft_assets.settings import TrainingSettings, contradictions
 from fullft_assets.settings.guards import guard_settings
-from fullft_assets.training import kernels, loop as training_loop, ranks, regularization, sharding
+from fullft_assets.training import kernels, loop as training_loop, measuring, ranks, regularization, sharding
 from fullft_assets.training.checkpoints import (
     STEP_LOG,
     Incident,
@@ -127,6 +127,8 @@ class TrainingRun:
     folder: Path
     progress: Progress
     num_processes: int
+    max_memory_gib: float | None
+    stored_in: str | None
     evaluate_at: Callable[[float], Iterable[int]] | Sequence[int] | None
     resumable: bool
     watch: training_loop.Watch
@@ -143,17 +145,17 @@ class TrainingSegment:
     """
 
     def __init__(self, run: TrainingRun):
-        self.shared = run
         self.history = run.history
+        self.checkpoint = (
+            newest_checkpoint(run.folder, run.history, run.stored, run.progress) if run.resumable else None
+        )
+        self.shared = run = replace(run, settings=_with_passes(run, self.checkpoint))
         changes = {
             "micro_batch_size": run.history.micro_batch_size,
             "learning_rate": run.history.learning_rate,
         }
         self.settings = run.settings.model_copy(
             update={name: value for name, value in changes.items() if value is not None}
-        )
-        self.checkpoint = (
-            newest_checkpoint(run.folder, run.history, run.stored, run.progress) if run.resumable else None
         )
         self.first_step = step_of(self.checkpoint) if self.checkpoint else 0
         self.saver = Saver(run.history, run.stored)
@@ -166,8 +168,9 @@ class TrainingSegment:
         self.model.config.use_cache = False
         if self.checkpoint is None and run.recipe.has_new_head:
             self._fit_head()
-        preparation = run.recipe.prepare(self.model, self.settings, run.seed)
-        self.prepared = kernels.apply(self.model, preparation, self.settings)
+        self.prepared = kernels.apply(
+            self.model, run.recipe.prepare(self.model, self.settings, run.seed), self.settings
+        )
         feed = self.prepared.feed
         passes_a_step = training_loop.accumulation_steps(self.settings, run.num_processes) * run.num_processes
         documents_of_steps = np.append(feed.bounds[: feed.num_passes : passes_a_step], feed.bounds[-1])
@@ -179,8 +182,9 @@ class TrainingSegment:
         self.evaluate_at = self._evaluation_steps(feed.num_rows / self.settings.batch_size)
         self.recorder = self._make_recorder(documents_of_steps)
         # With WiSE-FT the budget applies to the interpolated weights after training, not on the way.
-        budget = None if self.settings.wise_ft else self.settings.max_general_rise
-        self.validator = Validator(run.recipe, budget, self.recorder)
+        self.validator = Validator(
+            run.recipe, (None if self.settings.wise_ft else self.settings.max_general_rise), self.recorder
+        )
         self.guards = GuardActions(
             self.settings,
             self.recorder,
@@ -231,8 +235,12 @@ class TrainingSegment:
         )
         flops = step_flops(feed.lengths, feed.num_predicted, documents_of_steps, ModelShape.of(self.model))
         peak = peak_flops(gpu_name() or "", precision.of(self.settings))
-        meter = Meter(self.tokens, flops, None if peak is None else peak * run.num_processes)
-        return StepRecorder(log, tracker, meter, run.progress)
+        return StepRecorder(
+            log,
+            tracker,
+            Meter(self.tokens, flops, None if peak is None else peak * run.num_processes),
+            run.progress,
+        )
 
     def run(self) -> Fit:
         """Train to the end; see `fine_tune`."""
@@ -272,8 +280,12 @@ class TrainingSegment:
         if self.shared.resumable and is_first_local_rank():
             shutil.rmtree(self.shared.folder / UNFINISHED, ignore_errors=True)
         if self.shared.resumable and is_first_rank():
-            spared = None if self.shared.stored is None else self.shared.stored.uploading
-            retain(self.shared.folder, self.history, best=self.validator.best_step(), spared=spared)
+            retain(
+                self.shared.folder,
+                self.history,
+                best=self.validator.best_step(),
+                spared=(None if self.shared.stored is None else self.shared.stored.uploading),
+            )
         self.validator.score_before(self.model)
         self.recorder.start()
         if 0 in self.evaluate_at and self.checkpoint is None:
@@ -353,8 +365,11 @@ class TrainingSegment:
     def _read_steps(self, most_unread: int) -> None:
         while len(self._unread_steps) > most_unread:
             line = self._unread_steps.popleft().read()
-            is_fp16 = precision.of(self.settings) == "fp16"
-            self.guards.check(self.recorder.record_step(line, self.num_steps, is_fp16=is_fp16))
+            self.guards.check(
+                self.recorder.record_step(
+                    line, self.num_steps, is_fp16=(precision.of(self.settings) == "fp16")
+                )
+            )
             self._num_unmoved_steps = 0 if math.isfinite(line["grad_norm"]) else self._num_unmoved_steps + 1
             if self._num_unmoved_steps >= _MOST_UNMOVED_STEPS:
                 raise DivergenceError(
@@ -400,13 +415,8 @@ class TrainingSegment:
 
     def _finish(self) -> Fit:
         seconds = self.recorder.seconds
-        model, step = self._choose_weights(self.step)
-        scores = _scores_of(self.recorder.log.lines, step)
-        if not math.isfinite(scores["validation_loss"]):
-            raise DivergenceError(
-                f"the weights after step {step:,} are not finite; lower training.learning_rate or use"
-                " precision fp32"
-            )
+        step = self._choose_weights(self.step)
+        scores = _require_finite(_scores_of(self.recorder.log.lines, step), step)
         interpolated = None
         if self.settings.wise_ft:
             # The optimizer's state and the anchors are copies of the weights.
@@ -414,10 +424,17 @@ class TrainingSegment:
                 self.loop.anchors = ()
                 self.loop.optimizer.state.clear()
             free_memory()
-            interpolated = self._interpolate(model, step)
+            interpolated = self._interpolate(self.model, step)
             scores = next(line for line in interpolated.scores if line["alpha"] == interpolated.alpha)
+        stored_in = self.shared.stored_in
+        if inference.is_sharded(self.model):
+            inference.reshard(self.model)
+        if stored_in is not None and precision.round_weights(self.model, stored_in, keeps_format=True):
+            scores = _require_finite(self.validator.score_now(self.model), step)
+            if self.validator.is_spent(scores):
+                raise self.validator.over_budget(step)
         return Fit(
-            model=model,
+            model=sharding.complete_model(self.model, lambda: self.shared.recipe.load(self.settings)),
             step=step,
             num_steps=self.step,
             num_tokens=int(self.tokens[: self.step].sum()),
@@ -426,7 +443,7 @@ class TrainingSegment:
             peak_memory_bytes=peak_memory_bytes(),
             history=self.recorder.log.lines,
             incidents=self.history.incidents,
-            micro_batch_size=self.settings.micro_batch_size,
+            micro_batch_size=self.settings.rows_a_pass(),
             about=self.prepared.about,
             scores={
                 name: value for name, value in scores.items() if name.startswith(("validation_", "general_"))
@@ -434,7 +451,8 @@ class TrainingSegment:
             interpolated=interpolated,
         )
 
-    def _choose_weights(self, last_step: int) -> tuple[PreTrainedModel, int]:
+    def _choose_weights(self, last_step: int) -> int:
+        """Give the model its final weights; return the step after which it had them."""
         best = self.validator.best_step()
         is_over = self.validator.is_spent(_scores_of(self.recorder.log.lines, last_step))
         if is_over and (best is None or not self.shared.resumable):
@@ -443,7 +461,7 @@ class TrainingSegment:
         if takes_best and best is not None and best != last_step:
             self._load_best(best)
             last_step = best
-        return sharding.complete_model(self.model, lambda: self.shared.recipe.load(self.settings)), last_step
+        return last_step
 
     def _load_best(self, step: int) -> None:
         run = self.shared
@@ -500,7 +518,7 @@ class TrainingSegment:
             OutOfMemory: there are no smaller ones; or one of several processes ran out of memory, for which
                 the others wait in vain.
         """
-        size = self.settings.micro_batch_size
+        size = self.settings.rows_a_pass()
         processes = self.shared.num_processes
         step = self.step
         if self.settings.steps_in_backward:
@@ -542,6 +560,29 @@ class TrainingSegment:
         )
 
 
+def _with_passes(run: TrainingRun, checkpoint: Path | None) -> TrainingSettings:
+    """Return the settings with the rows of a pass in place of `auto`: on a resume those of the checkpoint, so
+    that bits stay equal, where these processes can share the batch so.
+    """
+    settings = run.settings
+    if settings.micro_batch_size == "auto" and checkpoint is not None:
+        recorded = settings.model_copy(update=training_loop.passes_of(checkpoint))
+        if recorded.batch_size % (recorded.rows_a_pass() * run.num_processes) == 0:
+            settings = recorded
+    return measuring.with_fitting_passes(
+        run.recipe, settings, run.seed, run.num_processes, run.max_memory_gib, run.progress
+    )
+
+
+def _require_finite(scores: dict[str, Any], step: int) -> dict[str, Any]:
+    if not math.isfinite(scores["validation_loss"]):
+        raise DivergenceError(
+            f"the weights after step {step:,} are not finite; lower training.learning_rate or use"
+            " precision fp32"
+        )
+    return scores
+
+
 def _scores_of(lines: Sequence[dict[str, Any]], step: int) -> dict[str, Any]:
     return next(line for line in reversed(lines) if "validation_loss" in line and line["step"] == step)
 
@@ -554,6 +595,8 @@ def fine_tune(
     progress: Progress,
     *,
     num_processes: int = 1,
+    max_memory_gib: float | None = None,
+    stored_in: str | None = None,
     evaluate_at: Callable[[float], Iterable[int]] | Sequence[int] | None = None,
     resumable: bool = True,
     watch: training_loop.Watch = lambda moment, loop: None,
@@ -564,6 +607,9 @@ def fine_tune(
     Args:
         seed: of what is new in the model, of the order and of dropout.
         work_folder: checkpoints and the step log; training resumes from a valid checkpoint there.
+        max_memory_gib: of a process, for `micro_batch_size: auto`. Default: what is free on the GPU.
+        stored_in: number format that the model will be written in: fp32 weights get the values that they have
+            in it, and are scored with them. Default: they stay.
         evaluate_at: steps after which validation rows are scored, beside the last; 0 is before the first. Or
             a function that returns them, given the number of steps, of which the last one may be a part.
             Default: twice an epoch.
@@ -601,6 +647,8 @@ def fine_tune(
             folder=work_folder,
             progress=progress,
             num_processes=num_processes,
+            max_memory_gib=max_memory_gib,
+            stored_in=stored_in,
             evaluate_at=evaluate_at,
             resumable=resumable,
             watch=watch,
@@ -632,6 +680,7 @@ def _train_in_segments(run: TrainingRun) -> Fit:
     while True:
         with _setting_up(run.settings):
             segment = TrainingSegment(run)
+        run = segment.shared
         if resumed_from_step is None:
             resumed_from_step = segment.first_step
             for name, value in segment.prepared.about.items():

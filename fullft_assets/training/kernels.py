@@ -77,8 +77,10 @@ def apply(model: PreTrainedModel, preparation: Prepared, settings: TrainingSetti
     is_on = switches(name)
     title = f"liger-kernel {importlib.metadata.version('liger-kernel')}"
     move(model)
-    batch = first_tokens(preparation.feed.batch(0), _COMPARED_TOKENS)
-    inputs = {key: value.to(model.device) for key, value in batch.items()}
+    inputs = {
+        key: value.to(model.device)
+        for key, value in first_tokens(preparation.feed.batch(0), _COMPARED_TOKENS).items()
+    }
     number_format = precision.of(settings)
     with evaluating(model), torch.no_grad(), precision.autocast(number_format):
         before = model(**inputs).logits.float()

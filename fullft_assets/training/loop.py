@@ -26,7 +26,7 @@ from torch.nn.utils import clip_grad_norm_
 from transformers import PreTrainedModel, get_scheduler, set_seed
 
 from fullft_assets.errors import SettingsError, StoreError, classify
-from fullft_assets.models import precision
+from fullft_assets.models import layers, precision
 from fullft_assets.models.hardware import of_accelerator
 from fullft_assets.models.inference import device, is_sharded, move, reshard, to_device
 from fullft_assets.models.token_loss import IGNORED
@@ -45,6 +45,8 @@ from fullft_assets.training.sharding import Part, Parts, shard, weights_of
 WEIGHTS = "model.safetensors"
 _OPTIMIZER = "optimizer.pt"
 _SCHEDULE = "scheduler.pt"
+#: Settings that `micro_batch_size: auto` decides; the file of the schedule has them.
+_OF_PASSES = {"micro_batch_size", "gradient_checkpointing"}
 _SCALE = "scaler.pt"
 RANDOM_STATES = "random_states.pt"
 #: Share of the learning rate at which a schedule with a floor ends, and of the steps in which a constant rate
@@ -57,7 +59,7 @@ _NOT_DECAYED = re.compile(r"bias|layernorm|rmsnorm|(?:^|[._])norm(?:$|\.)|(?:^|\
 
 def accumulation_steps(settings: TrainingSettings, num_processes: int) -> int:
     """Return the forward passes of each process in one optimizer step."""
-    rows_a_pass = settings.micro_batch_size * num_processes
+    rows_a_pass = settings.rows_a_pass(num_processes) * num_processes
     if settings.batch_size % rows_a_pass:
         raise SettingsError(
             f"training.batch_size: {settings.batch_size} is not a multiple of micro_batch_size x processes"
@@ -68,8 +70,7 @@ def accumulation_steps(settings: TrainingSettings, num_processes: int) -> int:
 
 def place(model: PreTrainedModel, settings: TrainingSettings, num_processes: int) -> torch.nn.Module:
     """Place a model where it is trained; return what makes its forward passes: the model, or its wrapper."""
-    if settings.gradient_checkpointing:
-        model.activation_checkpointing_enable()
+    layers.recompute(model, settings)
     if settings.sharding != "none":
         if not is_sharded(model):
             shard(model, settings)
@@ -104,14 +105,16 @@ def groups_of_weights(model: PreTrainedModel, settings: TrainingSettings) -> lis
     norms = tuple(
         f"{name}." for name, module in model.named_modules() if isinstance(module, torch.nn.LayerNorm)
     )
+    betas = {} if settings.betas is None else {"betas": settings.betas}
     groups: list[dict[str, Any]] = [
-        {"params": [], "lr": settings.learning_rate, "weight_decay": decay}
+        {"params": [], "lr": settings.learning_rate, "weight_decay": decay, **betas}
         for decay in (settings.weight_decay, 0.0)
     ]
     for name, weight in model.named_parameters():
         if weight.requires_grad:
-            has_decay = not name.startswith(norms) and not _NOT_DECAYED.search(name.lower())
-            groups[0 if has_decay else 1]["params"].append(weight)
+            groups[0 if (not name.startswith(norms) and not _NOT_DECAYED.search(name.lower())) else 1][
+                "params"
+            ].append(weight)
     return [group for group in groups if group["params"]]
 
 
@@ -180,6 +183,17 @@ def load_weights(model: PreTrainedModel, checkpoint: Path) -> None:
             Parts(checkpoint).load_weights(model)
         else:
             load_model(model, checkpoint / WEIGHTS)
+
+
+def passes_of(checkpoint: Path) -> dict[str, Any]:
+    """Return the settings that decide the passes of the training that wrote a checkpoint.
+
+    Raises:
+        StoreError: see `load_weights`.
+    """
+    with _reading(checkpoint):
+        recorded = torch.load(checkpoint / _SCHEDULE, weights_only=True)
+    return {name: recorded[name] for name in _OF_PASSES & recorded.keys()}
 
 
 @contextmanager
@@ -326,13 +340,15 @@ class Loop:
             folder.mkdir(parents=True, exist_ok=True)
         if is_first_rank():
             self.model.config.save_pretrained(folder)
-            torch.save({"last_epoch": self._num_scheduled}, folder / _SCHEDULE)
+            torch.save(
+                {"last_epoch": self._num_scheduled, **self._settings.model_dump(include=_OF_PASSES)},
+                folder / _SCHEDULE,
+            )
             if self._scaler.is_enabled():
                 torch.save(self._scaler.state_dict(), folder / _SCALE)
             torch.save(states, folder / RANDOM_STATES)
-        if is_part:
-            return partial(Part(self.model, self.optimizer, ranks.number()).write, folder)
-        return partial(self._write_whole, folder) if is_first_rank() else list
+        whole = partial(self._write_whole, folder) if is_first_rank() else list
+        return partial(Part(self.model, self.optimizer, ranks.number()).write, folder) if is_part else whole
 
     def _write_whole(self, folder: Path) -> list[str]:
         save_file(
@@ -348,8 +364,9 @@ class Loop:
         feed = self._prepared.feed
         count = self._num_processes
         num_passes = accumulation_steps(self._settings, count)
-        first = self.step * num_passes * count + ranks.number()
-        numbers = range(first, -(-feed.num_passes // count) * count, count)
+        numbers = range(
+            (self.step * num_passes * count + ranks.number()), -(-feed.num_passes // count) * count, count
+        )
         last = feed.num_passes - 1
         for start in range(0, len(numbers), num_passes):
             # Processes make equally many passes: one for which there is none repeats the last, for nothing.
@@ -372,8 +389,11 @@ class Loop:
         loss = torch.zeros((), device=device())
         for number, (batch, counts) in enumerate(passes, start=1):
             # A sharded model would else keep the complete gradients until the last pass.
-            waits = isinstance(self._wrapped, DistributedDataParallel) and number < len(passes)
-            with self._wrapped.no_sync() if waits else nullcontext():
+            with (
+                self._wrapped.no_sync()
+                if (isinstance(self._wrapped, DistributedDataParallel) and number < len(passes))
+                else nullcontext()
+            ):
                 # Gradients are averaged over the processes, while the labels are counted over all of them.
                 loss += self._make_pass(batch, num_labels, self._num_processes if counts else 0)
             self._watch("pass", self)

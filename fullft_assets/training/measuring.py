@@ -10,13 +10,14 @@ on others follows from it.
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import time
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from functools import cached_property, partial
 from typing import Any
 
@@ -43,13 +44,17 @@ from fullft_assets.models.inference import to_device
 from fullft_assets.models.token_loss import PLANNED_DEVICE
 from fullft_assets.planning import Measured
 from fullft_assets.planning.metadata import StepMemory, Work
+from fullft_assets.planning.plan import GIB
 from fullft_assets.planning.targets import (
     Target,
     TargetPlan,
+    passes,
+    peak_bytes,
     plan_targets,
     shares,
 )
-from fullft_assets.ranks import num_local_ranks
+from fullft_assets.progress import Progress
+from fullft_assets.ranks import is_first_rank, num_local_ranks
 from fullft_assets.settings import TrainingSettings, UseCaseSettings
 from fullft_assets.settings.optimizers import bytes_per_weight
 from fullft_assets.training import kernels, ranks, regularization, sharding
@@ -79,21 +84,28 @@ def measure(recipe: Recipe, use_case: UseCaseSettings, processes: int) -> tuple[
     Returns:
         The measurements, and what the recipe reports about the training.
     """
-    settings = use_case.training
+    if processes > 1:
+        ranks.connect()
+    settings = with_fitting_passes(
+        recipe,
+        use_case.training,
+        use_case.seed,
+        use_case.launcher.processes,
+        use_case.planning.max_memory_gib,
+    )
     model = sharding.load(recipe, settings, processes)
     preparation = kernels.apply(model, recipe.prepare(model, settings, use_case.seed), settings)
     feed = preparation.feed
     model.train()
     # Held for their memory alone: copies of the pretrained weights.
     anchors = regularization.anchors(recipe, settings, use_case.seed)
-    if processes > 1:
-        ranks.connect()
     place(model, settings if processes > 1 else settings.model_copy(update={"sharding": "none"}), processes)
     if settings.compile:
         layers.compile_layers(model)
     trained_weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [{"params": trained_weights, "lr": 0.0, "weight_decay": 0.0}]
-    optimizer = settings.chosen_optimizer.build(groups, settings.weights, use_case.seed)
+    optimizer = settings.chosen_optimizer.build(
+        [{"params": trained_weights, "lr": 0.0, "weight_decay": 0.0}], settings.weights, use_case.seed
+    )
     seconds_of_passes, seconds_of_a_step = _time_passes(model, optimizer, preparation)
     del anchors
     num_steps = -(-feed.num_passes // accumulation_steps(settings, 1))
@@ -172,6 +184,49 @@ def _available_memory_bytes(processes: int, training_processes: int) -> int:
     return _free_memory_bytes() // sharing
 
 
+def with_fitting_passes(
+    recipe: Recipe,
+    settings: TrainingSettings,
+    seed: int,
+    processes: int,
+    max_memory_gib: float | None,
+    progress: Progress | None = None,
+) -> TrainingSettings:
+    """Return the settings with the rows of a pass in place of `micro_batch_size: auto`: on a GPU the most
+    that are counted to fit, with gradient checkpointing where not even one fits without. All processes that
+    are connected must call this, and get the same.
+
+    Args:
+        processes: of the training.
+    """
+    if settings.micro_batch_size != "auto":
+        return settings
+    changes: dict[str, Any] = {"micro_batch_size": settings.rows_a_pass(processes)}
+    if of_accelerator("mem_get_info") is not None and not settings.steps_in_backward:
+        free = min(ranks.of_all(_free_memory_bytes()))
+        limit = min(free, math.inf if max_memory_gib is None else max_memory_gib * GIB) / _MEMORY_MARGIN
+        # Not counted: what is there stays, and memory that runs out makes passes smaller.
+        with suppress(CannotCount):
+            if is_first_rank():
+                changes = _fitting_passes(Outline(recipe, settings, seed), settings, processes, limit)
+        changes = ranks.from_first(changes)
+        if progress is not None:
+            progress.say(", ".join(f"{name}: {value}" for name, value in changes.items()))
+    return settings.model_copy(update=changes)
+
+
+def _fitting_passes(
+    outline: Outline, settings: TrainingSettings, processes: int, limit: float
+) -> dict[str, Any]:
+    def peak(setup: TrainingSettings) -> int:
+        target = Target(name="this machine", gpu="GPU")
+        hosts = max(1, processes // num_local_ranks())
+        return peak_bytes(target, setup, processes, outline.memory, precision.of(settings), hosts)
+
+    smaller = passes(settings, processes, is_gpu=True)
+    return next((one for one in smaller if peak(settings.model_copy(update=one)) <= limit), smaller[-1])
+
+
 #: Functions that autocast on a GPU computes in fp32, whose results and saved inputs are twice as large; on a
 #: CPU it does not.
 _FP32_ON_GPUS = (
@@ -213,14 +268,15 @@ class Outline:
             layers.freeze(model, self._settings)
             feed = self._recipe.prepare(model, self._settings, self._seed).feed
             shape = ModelShape.of(model)
-        bounds = np.array([0, len(feed.lengths)])
         return Work(
             num_parameters=model.num_parameters(),
             num_trained_parameters=model.num_parameters(only_trainable=True),
             num_rows=feed.num_rows,
             num_tokens=int(feed.lengths.sum()),
             num_padded_tokens=int(feed.sizes.sum()),
-            flops=float(step_flops(feed.lengths, feed.num_predicted, bounds, shape).sum()),
+            flops=float(
+                step_flops(feed.lengths, feed.num_predicted, np.array([0, len(feed.lengths)]), shape).sum()
+            ),
         )
 
     def memory(
@@ -236,7 +292,7 @@ class Outline:
         Raises:
             CannotCount: see there.
         """
-        num_passes = 2 if settings.batch_size > settings.micro_batch_size * processes else 1
+        num_passes = 2 if settings.batch_size > settings.rows_a_pass(processes) * processes else 1
         # What does not change the tensors of a step: the formats that only some GPUs compute in take the same
         # memory as these.
         sharing = 1 if settings.sharding == "none" else processes
@@ -258,8 +314,9 @@ class Outline:
                 processes=sharing,
             )
             with _in_one_line():
-                width = bytes_per_weight(settings.weights)
-                counted = self._by_few_layers(count, width * self._outlined[1] // sharing)
+                counted = self._by_few_layers(
+                    count, bytes_per_weight(settings.weights) * self._outlined[1] // sharing
+                )
                 counted = (count() if counted is None else counted).round().astype(int).tolist()
             # Five parts, weights to copies, then peak and activations of each stretch.
             parts = dict(zip(StepMemory.model_fields, counted[:5], strict=False))
@@ -284,8 +341,7 @@ class Outline:
         if few is None or self._settings.freeze_layers:
             return None
         shorter, longer = (count(num_layers=number) for number in few)
-        share = (config.num_hidden_layers - few[0]) / (few[1] - few[0])
-        counted = shorter + share * (longer - shorter)
+        counted = shorter + ((config.num_hidden_layers - few[0]) / (few[1] - few[0])) * (longer - shorter)
         # A part of a weight may be rounded.
         return counted if abs(counted[0] - weights) <= config.num_hidden_layers else None
 
@@ -339,8 +395,7 @@ def _count(
         pulls = _pulls(recipe, pass_settings)
         copies = tracker.live - weight_bytes
         model.train()
-        if settings.gradient_checkpointing:
-            model.activation_checkpointing_enable()
+        layers.recompute(model, settings)
     # Outside of the mode, where tensors have values.
     batch = preparation.feed.batch(int(np.argmax(preparation.feed.sizes)))
     trained_weights = [weight for weight in model.parameters() if weight.requires_grad]
@@ -422,8 +477,12 @@ class _BackwardPass:
 
     def _look_beside(self) -> None:
         if self._processes > 1:
-            gathered = self._gathered if self._layers - self._whole else 0
-            self._tracker.beside = self._model_bytes + gathered + self._part_bytes + self._summed_bytes
+            self._tracker.beside = (
+                self._model_bytes
+                + (self._gathered if self._layers - self._whole else 0)
+                + self._part_bytes
+                + self._summed_bytes
+            )
 
     def add(self, weight: torch.Tensor) -> None:
         """Take a weight's gradient, which is complete."""
@@ -567,8 +626,10 @@ def _pulls(recipe: Recipe, settings: TrainingSettings) -> list[Any]:
     if not settings.l2_sp and not settings.ewc:
         return []
     original = recipe.load_original(settings)
-    importance = [torch.zeros_like(weight) for weight in original.parameters()] if settings.ewc else []
-    return [original, importance]
+    return [
+        original,
+        ([torch.zeros_like(weight) for weight in original.parameters()] if settings.ewc else []),
+    ]
 
 
 def _bytes(tensors: Iterable[torch.Tensor]) -> int:
@@ -624,8 +685,14 @@ def this_machine(settings: UseCaseSettings, measured_speed: float | None) -> Tar
         "kind": "here",
     }
     if gpu is not None:
-        flops = peak_flops(gpu, "bf16")
-        return Target(name="this machine", gpu=gpu, gpus=num_gpus(), flops=flops, speed=speed, **common)
+        return Target(
+            name="this machine",
+            gpu=gpu,
+            gpus=num_gpus(),
+            flops=peak_flops(gpu, "bf16"),
+            speed=speed,
+            **common,
+        )
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     core_flops = cores * _CPU_CORE_FLOPS
     return Target(

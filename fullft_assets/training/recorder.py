@@ -204,12 +204,15 @@ def step_flops(
         bounds: [steps + 1] the documents of each step.
     """
     sizes = np.asarray(lengths, np.float64)
-    flops = (
-        sizes * (2 * shape.num_weights + 4 * shape.num_trained)
-        + 12 * shape.num_layers * shape.hidden * sizes**2
-        + np.asarray(num_predicted) * float(2 * shape.num_head_weights + 4 * shape.num_trained_head_weights)
+    return sums_between(
+        (
+            sizes * (2 * shape.num_weights + 4 * shape.num_trained)
+            + 12 * shape.num_layers * shape.hidden * sizes**2
+            + np.asarray(num_predicted)
+            * float(2 * shape.num_head_weights + 4 * shape.num_trained_head_weights)
+        ),
+        bounds,
     )
-    return sums_between(flops, bounds)
 
 
 class Meter:

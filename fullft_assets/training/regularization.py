@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -37,13 +38,11 @@ def anchors(recipe: Recipe, settings: TrainingSettings, seed: int) -> list[Ancho
     with torch.random.fork_rng():
         original = recipe.load_original(settings)
     layers.freeze(original, settings)
-    pulls = []
-    if settings.l2_sp:
-        pulls.append(Anchor(original, settings.l2_sp, has_new_head=recipe.has_new_head))
-    if settings.ewc:
-        importance = fisher(recipe, original, seed)
-        pulls.append(Anchor(original, settings.ewc, has_new_head=recipe.has_new_head, importance=importance))
-    return pulls
+    anchor = partial(Anchor, original, has_new_head=recipe.has_new_head)
+    return [
+        *([anchor(settings.l2_sp)] if settings.l2_sp else []),
+        *([anchor(settings.ewc, importance=fisher(recipe, original, seed))] if settings.ewc else []),
+    ]
 
 
 def fisher(recipe: Recipe, model: PreTrainedModel, seed: int) -> Mapping[str, torch.Tensor]:
@@ -227,13 +226,15 @@ class DistilledTokenLoss:
             name: value[rows] for name, value in student.inputs.items() if name not in documents.BOUNDS
         }
         if documents.takes_bounds(self._teacher) and "position_ids" in teacher_inputs:
-            bounds = documents.bounds(teacher_inputs["position_ids"].numpy(force=True))
-            teacher_inputs |= {name: to_device(value) for name, value in bounds.items()}
+            teacher_inputs |= {
+                name: to_device(value)
+                for name, value in documents.bounds(teacher_inputs["position_ids"].numpy(force=True)).items()
+            }
         with torch.no_grad():
             teacher_logits = self._teacher(**teacher_inputs, use_cache=False).logits.flatten(0, 1)
             teacher_logits = teacher_logits.index_select(0, numbers * width + distilled % width).float()
-        logits = model(**student.inputs, use_cache=False).logits.flatten(0, 1)
-        logits = logits.index_select(0, student.positions).float()
+        output = model(**student.inputs, use_cache=False)
+        logits = output.logits.flatten(0, 1).index_select(0, student.positions).float()
         hard = torch.nn.functional.cross_entropy(logits, student.targets, reduction="none")
         distance = torch.nn.functional.kl_div(
             torch.log_softmax(logits[is_distilled], -1),
@@ -241,7 +242,8 @@ class DistilledTokenLoss:
             reduction="sum",
             log_target=True,
         )
-        return (hard * torch.where(is_distilled, 1 - self._weight, 1.0)).sum() + self._weight * distance
+        hard_sum = (hard * torch.where(is_distilled, 1 - self._weight, 1.0)).sum()
+        return hard_sum + self._weight * distance + self._hard.balance(output, inputs, labels)
 
 
 def pooled(output: Any, mask: torch.Tensor) -> torch.Tensor:

@@ -62,8 +62,11 @@ def load_scored(
 ) -> PreTrainedModel:
     """Return a model that is scored and not trained: in parts where processes share it."""
     # In the precision of scoring, whatever training computes in.
-    changes = {"precision": "auto", "weights": "fp32"}
-    return load_parts(load, settings.model_copy(update=changes)) if is_shared else load()
+    return (
+        load_parts(load, settings.model_copy(update={"precision": "auto", "weights": "fp32"}))
+        if is_shared
+        else load()
+    )
 
 
 def load_parts(make: Callable[[], PreTrainedModel], settings: TrainingSettings) -> PreTrainedModel:
@@ -127,12 +130,11 @@ def _classes_of_units(model: PreTrainedModel) -> list[str]:
     their own, or belong to the model's unit where they are the output head, too.
     """
     embeddings = model.get_input_embeddings()
-    classes_around = {
+    classes = {type(module).__name__ for module in model.modules()} - {
         type(module).__name__
         for module in model.modules()
         if any(inner is embeddings for inner in module.modules())
     }
-    classes = {type(module).__name__ for module in model.modules()} - classes_around
     if names := sorted(classes & set(model._no_split_modules or ())):
         return names
     layers = max((module for module in model.modules() if isinstance(module, torch.nn.ModuleList)), key=len)
@@ -231,8 +233,9 @@ class Parts:
             weight = weights[name]
             if key in self._first_rows[0]:
                 rows = self._files[0].get_slice(key)[:0]
-                part = rows.new_zeros((len(local(weight)), *rows.shape[1:]), device=weight.device)
-                moments[name][moment] = part_like(weight, part)
+                moments[name][moment] = part_like(
+                    weight, rows.new_zeros((len(local(weight)), *rows.shape[1:]), device=weight.device)
+                )
                 self._read(key, moments[name][moment])
             else:
                 moments[name][moment] = self._files[0].get_tensor(key)

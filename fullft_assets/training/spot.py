@@ -43,12 +43,14 @@ def look(endpoint: str) -> str | None:
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
     def ask(path: str, headers: dict[str, str], method: str = "GET") -> str:
-        request = urllib.request.Request(endpoint + path, headers=headers, method=method)
-        with opener.open(request, timeout=_TIMEOUT_SECONDS) as answer:
+        with opener.open(
+            urllib.request.Request(endpoint + path, headers=headers, method=method), timeout=_TIMEOUT_SECONDS
+        ) as answer:
             return answer.read().decode()
 
-    ttl = {"X-aws-ec2-metadata-token-ttl-seconds": str(_TOKEN_SECONDS)}
-    token = ask("latest/api/token", ttl, method="PUT")
+    token = ask(
+        "latest/api/token", {"X-aws-ec2-metadata-token-ttl-seconds": str(_TOKEN_SECONDS)}, method="PUT"
+    )
     try:
         return " ".join(ask(_NOTICE, {"X-aws-ec2-metadata-token": token}).split())
     except urllib.error.HTTPError as error:

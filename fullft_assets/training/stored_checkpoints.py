@@ -373,8 +373,11 @@ def publish_everywhere(
     retain(folder, history, best=best, spared=None if checkpoints is None else checkpoints.uploading)
     if checkpoints is not None:
         # The best one first: who finds the newest one there finds all that it needs.
-        complete = complete_checkpoints(folder, history)
-        best_checkpoints = [folder / checkpoint.name for checkpoint in complete if checkpoint.step == best]
+        best_checkpoints = [
+            folder / checkpoint.name
+            for checkpoint in complete_checkpoints(folder, history)
+            if checkpoint.step == best
+        ]
         checkpoints.offer([*best_checkpoints, target], history, best=best)
 
 

@@ -74,12 +74,16 @@ class Validator:
             scores |= {name: value, "general_rise": value - before}
         return scores
 
-    def validate(self, step: int, model: PreTrainedModel) -> dict[str, Any]:
-        """Score the weights after a step; return the recorded line."""
+    def score_now(self, model: PreTrainedModel) -> dict[str, float]:
+        """Return the `score` of a model in all processes, which must all call this."""
         with scoring():
-            scores = ranks.make_passes(
+            return ranks.make_passes(
                 model, lambda listener: self.score(model, listener), self._recorder.progress
             )
+
+    def validate(self, step: int, model: PreTrainedModel) -> dict[str, Any]:
+        """Score the weights after a step; return the recorded line."""
+        scores = self.score_now(model)
         line = {"step": step, **scores}
         self._recorder.record(line)
         by_name = {name.removeprefix("validation_"): value for name, value in scores.items()}
@@ -95,11 +99,15 @@ class Validator:
     def spent_budget(self, step: int, scores: Mapping[str, Any]) -> GuardFinding:
         """Return the finding for a spent budget, which ends the run."""
         name = next(name for name in GENERAL_MEASURES if name in scores)
-        reason = (
+        return GuardFinding(
+            RULE,
+            "stop",
+            step,
+            step,
             f"{name} {scores[name]:.4f} is {scores['general_rise']:.4f} above the one before training,"
-            f" max_general_rise is {self.max_rise:g}"
+            f" max_general_rise is {self.max_rise:g}",
+            _FIX,
         )
-        return GuardFinding(RULE, "stop", step, step, reason, _FIX)
 
     def over_budget(self, step: int) -> DivergenceError:
         """Return the error of a run without any scored weights within the budget."""

@@ -309,6 +309,7 @@ def _pilot_fit(workload: Planning) -> Fit:
             Path(folder),
             workload.progress,
             num_processes=workload.processes,
+            max_memory_gib=settings.planning.max_memory_gib,
             evaluate_at=[0],
             resumable=False,
         )

@@ -57,6 +57,8 @@ def work(job: Job, store: Store, progress: Progress) -> None:
             folder,
             progress,
             num_processes=num_ranks(),
+            max_memory_gib=job.settings.planning.max_memory_gib,
+            stored_in=header.dtype,
             checkpoints=checkpoints,
         )
         if is_first_rank():
@@ -97,6 +99,7 @@ def _write(
     with store.create(
         job.case, job.stage, job.key, version=checkpoint_key.VERSION, seed=settings.seed
     ) as draft:
+        precision.round_weights(fit.model, header.dtype, keeps_format=False)
         loading.save_model(fit.model, draft.path / "model", settings.chunks.max_tokens)
         save_tokenizer(base_model, settings.chunks.added_tokens, draft.path / "model")
         copy_code(base_model, draft.path / "model")

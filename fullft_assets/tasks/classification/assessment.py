@@ -64,11 +64,11 @@ class MultiLabelEvaluation(LabelEvaluation):
 
     @property
     def limits(self) -> list[str]:
-        shares = (
+        return [
+            *weakest_label(self.per_label, "test rows"),
             "Its thresholds fit the shares of labels in the validation rows; where these change, they no"
-            " longer do."
-        )
-        return [*weakest_label(self.per_label, "test rows"), shares]
+            " longer do.",
+        ]
 
 
 def reliability(labels: np.ndarray, probabilities: np.ndarray) -> list[ReliabilityBin]:

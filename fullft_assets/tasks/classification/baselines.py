@@ -350,8 +350,7 @@ class FrozenProbe(Baseline):
 
     @classmethod
     def fit(cls, train: Any, context: BaselineContext) -> Self:
-        recipe = replace(cast(Any, context.open_recipe()), start=None)
-        weights = recipe.fit_head(
+        weights = replace(cast(Any, context.open_recipe()), start=None).fit_head(
             _with_new_head(context), context.settings.training, context.progress, most_rows=None
         )
         return cls(weights, context)

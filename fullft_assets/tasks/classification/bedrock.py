@@ -79,13 +79,13 @@ class Bedrock(Baseline):
             answer = _converse(
                 client, settings, system, [*examples, _message("user", text[:_MAX_CHARACTERS])]
             )
-            usd = (
-                answer["usage"]["inputTokens"] * settings.usd_per_1k_tokens[0]
-                + answer["usage"]["outputTokens"] * settings.usd_per_1k_tokens[1]
-            )
             return (
                 "".join(part.get("text", "") for part in answer["output"]["message"]["content"]),
-                usd / 1_000,
+                (
+                    answer["usage"]["inputTokens"] * settings.usd_per_1k_tokens[0]
+                    + answer["usage"]["outputTokens"] * settings.usd_per_1k_tokens[1]
+                )
+                / 1_000,
             )
 
         answers = []

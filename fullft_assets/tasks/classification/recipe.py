@@ -127,11 +127,9 @@ class ClassificationRecipe(Encoder):
 
 def labelled_chunks(train: Split) -> tuple[list[list[int]], list[Any]]:
     """Return each chunk of the rows, and its row's label, or labels, beside it."""
-    chunks = [chunk for document in train.chunks for chunk in document]
-    labels = [
+    return [chunk for document in train.chunks for chunk in document], [
         label for label, document in zip(train.labels.tolist(), train.chunks, strict=True) for _ in document
     ]
-    return chunks, labels
 
 
 def chunk_feed(
@@ -145,7 +143,7 @@ def chunk_feed(
     """Return a feed of chunks, each a training row, padded to similar ones."""
     lengths = np.array([len(chunk) for chunk in chunks])
     order = planned_order(lengths.tolist(), settings.num_epochs, settings.batch_size, seed)
-    bounds = np.append(np.arange(0, len(order), settings.micro_batch_size), len(order))
+    bounds = np.append(np.arange(0, len(order), settings.rows_a_pass()), len(order))
     pad_id = model.config.pad_token_id or 0
 
     def batch(number: int) -> dict[str, torch.Tensor]:
@@ -249,12 +247,14 @@ class MultiLabelRecipe(ClassificationRecipe):
 
     def score(self, model: PreTrainedModel, listener: Listener) -> dict[str, float]:
         probabilities = predict_with(model, self.validation.chunks, progress=listener).probabilities
-        if not np.isfinite(probabilities).all():
-            return dict.fromkeys(("loss", *DECISION_METRICS), math.nan)
-        return {
-            "loss": mean_log_loss(self.validation.labels, probabilities),
-            **scores_at_best(self.validation.labels, probabilities),
-        }
+        return (
+            {
+                "loss": mean_log_loss(self.validation.labels, probabilities),
+                **scores_at_best(self.validation.labels, probabilities),
+            }
+            if np.isfinite(probabilities).all()
+            else dict.fromkeys(("loss", *DECISION_METRICS), math.nan)
+        )
 
     def finish(self, model: PreTrainedModel, listener: Listener) -> dict[str, Any]:
         probabilities = predict_with(model, self.validation.chunks, progress=listener).probabilities

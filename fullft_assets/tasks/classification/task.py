@@ -104,10 +104,9 @@ class MultiLabel(_Labels):
             labels_given = [
                 label for label, probability in ranked.items() if probability >= thresholds[label]
             ]
-            in_order = dict.fromkeys([*labels_given, *ranked])
             yield {
                 "labels": labels_given,
-                "probabilities": {label: ranked[label] for label in in_order},
+                "probabilities": {label: ranked[label] for label in dict.fromkeys([*labels_given, *ranked])},
                 "thresholds": thresholds,
             }
 

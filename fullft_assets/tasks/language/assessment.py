@@ -165,8 +165,9 @@ def assess(
             " equal text"
         )
     candidate_scores = selected[comparison.candidate]
-    predictions = {name: predictions_of(system_scores) for name, system_scores in selected.items()}
-    fields = comparison.take(is_scored).run(predictions, groups, len(groups))
+    fields = comparison.take(is_scored).run(
+        {name: predictions_of(system_scores) for name, system_scores in selected.items()}, groups, len(groups)
+    )
     justification = fields["justification"]
     finetuned, baseline = (
         fields["scores"]["perplexity"][name].estimate
@@ -187,8 +188,16 @@ def assess(
 def changes(candidate: DocumentScores, base: DocumentScores) -> Changes:
     """Compare the mean loss of each document [n] before and after."""
     change = candidate.loss - base.loss
-    counts = {"num_better": change < 0, "num_worse": change > 0, "num_equal": change == 0}
-    return Changes(**{name: int(rows.sum()) for name, rows in counts.items()})
+    return Changes(
+        **{
+            name: int(rows.sum())
+            for name, rows in {
+                "num_better": change < 0,
+                "num_worse": change > 0,
+                "num_equal": change == 0,
+            }.items()
+        }
+    )
 
 
 def predictions_of(scores: DocumentScores) -> Predictions:
@@ -241,7 +250,6 @@ def measure_answers(
         for name, texts in answers.items()
     }
     names = [*task_of(settings.examples).answer_metrics, *settings.evaluation.metrics]
-    metrics = {name: METRICS.get(name) for name in names} | dict(modules or {})
     measurements = {
         name: measure(
             metric,
@@ -251,7 +259,7 @@ def measure_answers(
             confidence=settings.evaluation.confidence,
             seed=settings.seed,
         )
-        for name, metric in metrics.items()
+        for name, metric in ({name: METRICS.get(name) for name in names} | dict(modules or {})).items()
         if metric.of_answers
     }
     return AnswerScores(

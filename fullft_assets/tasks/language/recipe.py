@@ -61,12 +61,14 @@ class NextTokenRecipe:
 
     def load(self, settings: TrainingSettings) -> PreTrainedModel:
         # What training starts from has its added tokens.
-        first = self if self.start is None else replace(self, base_model=self.start, added_tokens=())
-        return first.load_original(settings)
+        return (
+            self if self.start is None else replace(self, base_model=self.start, added_tokens=())
+        ).load_original(settings)
 
     def load_original(self, settings: TrainingSettings) -> PreTrainedModel:
-        model = load_causal(self.base_model, self.added_tokens, dtype=precision.of_weights(settings))
-        return precision.score_alike(model, settings)
+        return precision.score_alike(
+            load_causal(self.base_model, self.added_tokens, dtype=precision.of_weights(settings)), settings
+        )
 
     def fit_head(
         self,
@@ -91,18 +93,19 @@ class NextTokenRecipe:
         move(model)
         documents.attend_apart_where_equal(model, self._pieces.plan.capacity, seed=seed)
         isolated = documents.probe(model, self._pieces.plan.capacity, seed=seed)
-        has_replay = self.training.num_task_chunks < len(self.training.chunks)
         feed = _feed(
             model,
             self._pieces,
             isolated,
             settings,
             seed,
-            tells_replayed=settings.distillation is not None and has_replay,
+            tells_replayed=settings.distillation is not None
+            and (self.training.num_task_chunks < len(self.training.chunks)),
         )
         about = {"isolation": isolated.reason, "is_packed": isolated.is_isolated}
-        batch = first_tokens(feed.batch(0), _SHOWN_TOKENS)
-        inputs = {name: value.to(model.device) for name, value in batch.items()}
+        inputs = {
+            name: value.to(model.device) for name, value in first_tokens(feed.batch(0), _SHOWN_TOKENS).items()
+        }
         with precision.autocast(precision.of(settings)), torch.no_grad():
             loss = TokenLoss(model, inputs)
         if settings.distillation is None:
@@ -139,8 +142,7 @@ class NextTokenRecipe:
         """See `Recipe`: of each replayed chunk; of the general set's only without any: what forgetting is
         measured on should not steer it.
         """
-        replayed = self.training.chunks[self.training.num_task_chunks :]
-        chunks = replayed or [
+        chunks = self.training.chunks[self.training.num_task_chunks :] or [
             chunk for document in (self.general.chunks if self.general else []) for chunk in document
         ]
         for chunk in islice((chunk for chunk in chunks if len(chunk) > 1), MAX_IMPORTANCE_TEXTS):
@@ -229,7 +231,7 @@ def _feed(
     *,
     tells_replayed: bool,
 ) -> Feed:
-    rows_a_pass = settings.micro_batch_size
+    rows_a_pass = settings.rows_a_pass()
     epochs = settings.num_epochs
     num_tokens = input_embeddings(model).num_embeddings
     config = model.config.get_text_config()

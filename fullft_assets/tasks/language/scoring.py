@@ -139,10 +139,19 @@ class Writer:
         ]
         if self._tokenization.chat is not None:
             chat = self._tokenization.chat
-            tokens = [token for token in chat.ends if token not in chat.inner]
-            candidates += [self._tokenization.tokenizer.token_to_id(token) for token in tokens]
-        flat = [id_ for entry in candidates for id_ in (entry if isinstance(entry, list) else [entry])]
-        return list(dict.fromkeys(id_ for id_ in flat if id_ is not None)) or [0]
+            candidates += [
+                self._tokenization.tokenizer.token_to_id(token)
+                for token in [token for token in chat.ends if token not in chat.inner]
+            ]
+        return list(
+            dict.fromkeys(
+                id_
+                for id_ in [
+                    id_ for entry in candidates for id_ in (entry if isinstance(entry, list) else [entry])
+                ]
+                if id_ is not None
+            )
+        ) or [0]
 
 
 def _written(tokenization: Tokenization, conversation: Sequence[Message]) -> list[int]:
@@ -196,14 +205,6 @@ def evaluate(context: EvaluationContext, test: Split) -> EvaluationResult:
     texts = {name: output.written for name, output in outputs.items() if output.written}
     answers = scorer.score_answers(texts)
     evaluation = assessment.assess(scores, test.groups, context.comparison(test), answers)
-    continuations = [
-        report.AnsweredRow(
-            prompt.id, prompt.shown, *(report.shorten(text) for text in (prompt.real, base, answer))
-        )
-        for prompt, base, answer in zip(
-            scorer.prompts, outputs[BASE_MODEL].written, outputs[context.candidate].written, strict=True
-        )
-    ][:NUM_CONTINUATIONS]
     return EvaluationResult(
         evaluation,
         {
@@ -215,7 +216,14 @@ def evaluate(context: EvaluationContext, test: Split) -> EvaluationResult:
             "share_better_than_base": evaluation.changes.share_better,
         },
         _rows(test, scores),
-        continuations,
+        [
+            report.AnsweredRow(
+                prompt.id, prompt.shown, *(report.shorten(text) for text in (prompt.real, base, answer))
+            )
+            for prompt, base, answer in zip(
+                scorer.prompts, outputs[BASE_MODEL].written, outputs[context.candidate].written, strict=True
+            )
+        ][:NUM_CONTINUATIONS],
         written=[]
         if answers is None
         else [
@@ -247,11 +255,10 @@ class _Scorer:
 
     def score_baseline(self, name: str, baseline: Baseline) -> SystemOutput:
         predict = partial(baseline.predict, self._test)
-        is_shared = self._context.shares_models
         return (
             SystemOutput(
                 ranks.run_on_first(partial(ranks.attended, predict), self._context.progress)
-                if is_shared
+                if self._context.shares_models
                 else predict(),
                 [],
             )
@@ -281,10 +288,14 @@ class _Scorer:
         _, base_lengths = self._read(self.base_tokenization)
         documents, lengths = self._read(tokenization)
         output = self._score(folder, (), tokenization, documents, prompts)
-        target = assessment.DocumentScores(_num_scored(self._test), np.zeros(len(self._test)), None)
         return replace(
             output,
-            scores=assessment.in_tokens_of(output.scores, lengths, target, base_lengths),
+            scores=assessment.in_tokens_of(
+                output.scores,
+                lengths,
+                assessment.DocumentScores(_num_scored(self._test), np.zeros(len(self._test)), None),
+                base_lengths,
+            ),
         )
 
     def _score(
@@ -296,8 +307,9 @@ class _Scorer:
         prompts: Sequence[Prompt],
     ) -> SystemOutput:
         is_shared = self._context.shares_models
-        load = partial(load_causal, folder, added_tokens)
-        model = sharding.load_scored(load, self._settings.training, is_shared=is_shared)
+        model = sharding.load_scored(
+            partial(load_causal, folder, added_tokens), self._settings.training, is_shared=is_shared
+        )
         progress = ranks.StopListener(self._context.progress) if is_shared else self._context.progress
         scores = score_documents(model, documents.chunks, documents.marks, progress=progress)
         writer = Writer(model, tokenization, self._max_new_tokens)

@@ -84,16 +84,15 @@ def predictions_of(
 ) -> Predictions:
     """Return the input of metrics: the spans that a system found in rows with true spans."""
     right, true, num_predicted = count_spans(truth, predicted_spans, num_labels)
-    is_right = np.array(
-        [set(row) == set(spans) for row, spans in zip(truth, predicted_spans, strict=True)], bool
-    )
     return Predictions(
         truth=truth,
         predicted=predicted_spans,
         true_positives=right,
         true=true,
         num_predicted=num_predicted,
-        is_right=is_right,
+        is_right=np.array(
+            [set(row) == set(spans) for row, spans in zip(truth, predicted_spans, strict=True)], bool
+        ),
     )
 
 

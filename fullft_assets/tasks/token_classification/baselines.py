@@ -96,10 +96,10 @@ class Dictionary(Baseline):
         lengths: dict[str, set[int]] = {}
         for phrase in labels:
             lengths.setdefault(_digest(phrase[:1]), set()).add(len(phrase))
-        longest_first = {
-            first: sorted(lengths_of_first, reverse=True) for first, lengths_of_first in lengths.items()
-        }
-        return cls({_digest(phrase): label for phrase, label in labels.items()}, longest_first)
+        return cls(
+            {_digest(phrase): label for phrase, label in labels.items()},
+            {first: sorted(lengths_of_first, reverse=True) for first, lengths_of_first in lengths.items()},
+        )
 
     def predict(self, rows: Split) -> list[list[Span]]:
         return self.find(rows.texts)

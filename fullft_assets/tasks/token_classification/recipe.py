@@ -171,8 +171,10 @@ class Frame:
         """Return for each chunk of a document which of its tokens belong to it, special tokens included:
         bool [tokens].
         """
-        inner = owned([len(chunk) - self.prefix - self.suffix for chunk in chunks], self.stride)
-        return [np.pad(part, (self.prefix, self.suffix)) for part in inner]
+        return [
+            np.pad(part, (self.prefix, self.suffix))
+            for part in owned([len(chunk) - self.prefix - self.suffix for chunk in chunks], self.stride)
+        ]
 
     def tags(self, marks: Sequence[Sequence[int]], span_labels: Sequence[int]) -> list[list[int]]:
         """Return the tags of a document's chunks, -100 where a token is none of the text or belongs to
@@ -228,8 +230,11 @@ def tag(
             targets = _padded([truth[row][number] for row, number in items]).to(logits.device)
             loss += float(loss_of_output(output, targets))
             count += int((targets != IGNORED).sum())
-    tags = [np.concatenate(document) if document else np.zeros(0, np.int16) for document in best_tags]
-    return Tagged(tags, loss if is_finite else float("nan"), count)
+    return Tagged(
+        [np.concatenate(document) if document else np.zeros(0, np.int16) for document in best_tags],
+        loss if is_finite else float("nan"),
+        count,
+    )
 
 
 @dataclass(frozen=True)
@@ -253,10 +258,12 @@ class TokenizedTexts:
             *cutting.gather(encoding.ids, cuts, tokenization.prefix, tokenization.suffix), cuts
         )
         spans = np.zeros((0, 2), np.int32) if encoding.spans is None else encoding.spans
-        characters = [
-            spans[begin:end] for begin, end in zip(encoding.bounds, encoding.bounds[1:], strict=False)
-        ]
-        return cls(texts, chunks, characters, Frame.of(tokenization))
+        return cls(
+            texts,
+            chunks,
+            [spans[begin:end] for begin, end in zip(encoding.bounds, encoding.bounds[1:], strict=False)],
+            Frame.of(tokenization),
+        )
 
     def spans(self, tags: Sequence[np.ndarray]) -> list[list[Span]]:
         """Return the spans of the documents' tags; tokens that no chunk has are outside of all."""
@@ -297,15 +304,19 @@ def evaluate(context: EvaluationContext, test: Split) -> EvaluationResult:
         "labels_without_test_spans": evaluation.unmeasured,
         **evaluation.errors.model_dump(),
     }
-    answers = pick_answers(
-        test,
-        truth,
-        spans,
+    return EvaluationResult(
         evaluation,
-        context.job.settings.seed,
-        lambda row, answer: _listed(test.texts[row], answer, names),
+        headline,
+        _rows(test, truth, spans, names),
+        pick_answers(
+            test,
+            truth,
+            spans,
+            evaluation,
+            context.job.settings.seed,
+            lambda row, answer: _listed(test.texts[row], answer, names),
+        ),
     )
-    return EvaluationResult(evaluation, headline, _rows(test, truth, spans, names), answers)
 
 
 def _find_all(context: EvaluationContext, test: Split, names: list[str]) -> dict[str, list[list[Span]]]:
@@ -455,20 +466,31 @@ class TokenClassificationRecipe(Encoder):
 
     def prepare(self, model: PreTrainedModel, settings: TrainingSettings, seed: int) -> Prepared:
         chunks = [chunk for document in self.train.chunks for chunk in document]
-        tags = [chunk for document in self._tags(self.train) for chunk in document]
         return self._prepared(
-            model, chunk_feed(chunks, tags, model, settings, seed, _padded), loss_of_output, settings
+            model,
+            chunk_feed(
+                chunks,
+                [chunk for document in self._tags(self.train) for chunk in document],
+                model,
+                settings,
+                seed,
+                _padded,
+            ),
+            loss_of_output,
+            settings,
         )
 
     def score(self, model: PreTrainedModel, listener: Listener) -> dict[str, float]:
         reading = self._reading
         tagged = tag(model, reading.chunks, reading.frame, self._validation_tags, progress=listener)
-        if not math.isfinite(tagged.loss):
-            return dict.fromkeys(("loss", "micro_f1", "macro_f1"), math.nan)
-        return {
-            "loss": tagged.loss / max(1, tagged.num_tokens),
-            **self._score_predicted("model", reading.spans(tagged.tags), Path()),
-        }
+        return (
+            {
+                "loss": tagged.loss / max(1, tagged.num_tokens),
+                **self._score_predicted("model", reading.spans(tagged.tags), Path()),
+            }
+            if math.isfinite(tagged.loss)
+            else dict.fromkeys(("loss", "micro_f1", "macro_f1"), math.nan)
+        )
 
     def predict(self, model: PreTrainedModel, rows: Split, listener: Listener) -> list[list[Span]]:
         return find_spans(model, TokenizedTexts.of(self.tokenization, rows.texts), progress=listener)
@@ -513,7 +535,6 @@ def loss_of_output(output: Any, labels: torch.Tensor) -> torch.Tensor:
     """Return the summed cross-entropy of a pass; labels are tags [chunks, tokens], -100 where nothing is
     learned.
     """
-    logits = output.logits.float()
     return torch.nn.functional.cross_entropy(
-        logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum"
+        output.logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum"
     )

@@ -36,8 +36,9 @@ class Adafactor(Optimizer):
 
 def step(update: Update) -> None:
     """Update a weight, and the moments of its rows and columns."""
-    decay = 1 - update.group["num_steps"] ** -_DECAY
-    (_step_vector if update.weight.dim() < 2 else _step_matrix)(update, decay)
+    (_step_vector if update.weight.dim() < 2 else _step_matrix)(
+        update, (1 - update.group["num_steps"] ** -_DECAY)
+    )
 
 
 def _step_matrix(update: Update, decay: float) -> None:
@@ -78,8 +79,7 @@ def _step_vector(update: Update, decay: float) -> None:
     square = update.moment("square", slope.shape)
     square.lerp_(slope.square().add_(_TINY), 1 - decay)
     change = slope * square.rsqrt()
-    mean_square = update.mean(change.square(), update.shape.numel())
-    change /= (mean_square.sqrt() / _LARGEST_UPDATE).clamp(min=1.0)
+    change /= (update.mean(change.square(), update.shape.numel()).sqrt() / _LARGEST_UPDATE).clamp(min=1.0)
     value = update.weight.float().mul_(update.decay).sub_(change.mul_(update.group["lr"]))
     update.write(update.weight, value, update.noise(value))
 

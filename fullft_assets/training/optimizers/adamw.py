@@ -21,6 +21,7 @@ class AdamW(Optimizer):
     """Keeps two moments of each weight, in the weight's format."""
 
     takes_bf16 = True
+    takes_betas = True
     takes_shards = True
 
     def state_bytes(self, weights: Weights) -> int:
@@ -44,7 +45,7 @@ def step(update: Update) -> None:
     """Update a weight and its moments."""
     weight = update.weight
     moments = [update.moment(name, weight.shape, weight.dtype) for name in ("exp_avg", "exp_avg_sq")]
-    first, second = BETAS
+    first, second = update.group.get("betas", BETAS)
     rate = update.group["lr"]
     steps = update.group["num_steps"]
     for part, slope, mean, square in update.chunks(weight, update.gradient, *moments):

@@ -35,9 +35,13 @@ def local(tensor: torch.Tensor) -> torch.Tensor:
 def part_like(weight: DTensor, part: torch.Tensor) -> DTensor:
     """Return a tensor divided along its first dimension as a weight is, of which this process has a part."""
     shape = torch.Size([weight.shape[0], *part.shape[1:]])
-    strides = torch.empty(shape, device="meta").stride()
     return DTensor.from_local(
-        part, weight.device_mesh, weight.placements, run_check=False, shape=shape, stride=strides
+        part,
+        weight.device_mesh,
+        weight.placements,
+        run_check=False,
+        shape=shape,
+        stride=torch.empty(shape, device="meta").stride(),
     )
 
 
@@ -104,8 +108,9 @@ class Update:
         """Return 32 random bits an element, or None where nothing is rounded."""
         if self.rounding is None:
             return None
-        bits = torch.empty(like.shape, dtype=torch.int32, device=like.device)
-        return bits.random_(-(2**31), 2**31, generator=self.rounding)
+        return torch.empty(like.shape, dtype=torch.int32, device=like.device).random_(
+            -(2**31), 2**31, generator=self.rounding
+        )
 
     @property
     def decay(self) -> float:
@@ -229,5 +234,14 @@ class LowMemoryOptimizer(torch.optim.Optimizer):
             rounding = torch.Generator(weight.device).manual_seed(
                 (self._seed * 1_000_003 + group["num_steps"]) * 100_003 + number + part * _PARTS_APART
             )
-        chunk = _CPU_CHUNK if weight.device.type == "cpu" else _GPU_CHUNK
-        self._rule(Update(weight, local(gradient), group, state, rounding, chunk, shared_weight))
+        self._rule(
+            Update(
+                weight,
+                local(gradient),
+                group,
+                state,
+                rounding,
+                (_CPU_CHUNK if weight.device.type == "cpu" else _GPU_CHUNK),
+                shared_weight,
+            )
+        )
