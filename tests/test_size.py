@@ -17,14 +17,16 @@ MOST_STATEMENTS = {PACKAGE: 30_000, TESTS: 25_000}
 MOST_SETTINGS = 184
 MOST_COLUMNS = 110
 #: Long lines are left in texts of tests that a break would change.
-MOST_WORDS = {"pages": 27_400, "a page": 1_500, "records": 14_000, "a record": 500}
+MOST_WORDS = {"pages": 27_450, "a page": 1_500, "records": 14_000, "a record": 500}
 MOST_MODULES_IN_A_FOLDER = 25
 #: Names that say how a value came about instead of what it is.
-NOT_NOUNS = {"found", "made", "given", "mine", "theirs", "ours", "each", "kept"}
-NOT_NOUNS |= {"asked", "chosen", "known", "wanted", "left", "rest", "place", "own"}
-NOT_NOUNS |= {"what", "other", "others", "shared", "stored", "changed", "shown", "erased", "written"}
-NOT_NOUNS |= {"encoded", "parsed", "tuned", "judged", "delivered", "trained", "learned", "damaged"}
-NOT_NOUNS |= {"prepared", "needed", "listed", "marked", "unpacked", "moved"}
+NOT_NOUNS = (
+    {"found", "made", "given", "mine", "theirs", "ours", "each", "kept"}
+    | {"asked", "chosen", "known", "wanted", "left", "rest", "place", "own"}
+    | {"what", "other", "others", "shared", "stored", "changed", "shown", "erased", "written"}
+    | {"encoded", "parsed", "tuned", "judged", "delivered", "trained", "learned", "damaged"}
+    | {"prepared", "needed", "listed", "marked", "unpacked", "moved"}
+)
 MOST_OF_THEM_IN_A_THOUSAND = 1
 #: Assignments of several values at once, in 100 functions.
 MOST_SEVERAL_VALUES = 1
