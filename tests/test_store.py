@@ -411,7 +411,7 @@ class TestLeases:
             with (
                 pytest.raises(
                     StoreError,
-                    match=rf"x\.json: process {os.getpid()} of \S+ has ",
+                    match=rf"x\.json: process {os.getpid()} of \S+ (with DAGSTER_HOME=\S+ )?has ",
                 ),
                 Store(bucket).alone("x"),
             ):
