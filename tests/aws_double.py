@@ -162,7 +162,6 @@ class AwsDouble(ThreadingHTTPServer):
         threading.Thread(target=kill, daemon=True).start()
 
     def close(self) -> None:
-        """End every container and the server."""
         for process in self.processes:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)

@@ -85,5 +85,4 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def serve(answer: Callable[[str], str]) -> AbstractContextManager[BedrockServer]:
-    """Run a server while the block lasts."""
     return serving(BedrockServer(answer))

@@ -44,7 +44,6 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_unconfigure() -> None:
-    """Remove the cache of this process."""
     shutil.rmtree(os.environ["FULLFT_CACHE"], ignore_errors=True)
 
 

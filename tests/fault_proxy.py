@@ -52,7 +52,6 @@ class FaultProxy(ThreadingHTTPServer):
 
     @property
     def endpoint(self) -> str:
-        """The address of this proxy."""
         return f"http://127.0.0.1:{self.server_address[1]}"
 
     def may_write(self, path: str, wanted: str | None, absent: str | None) -> bool:
@@ -160,7 +159,6 @@ def serving(
     seed: int = 1,
     folder: Path | None = None,
 ) -> Iterator[FaultProxy]:
-    """Serve until the block ends."""
     proxy = FaultProxy(endpoint, faults, share, seed, folder)
     threading.Thread(target=proxy.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
     try:

@@ -117,7 +117,6 @@ class Pod:
         self._be({"waiting": {"reason": reason, "message": message}})
 
     def start(self, environment: Mapping[str, str], port: int) -> None:
-        """Start the container's first process."""
         container = self.container
         here = {
             container.get("terminationMessagePath", "/dev/termination-log"): str(self.folder / "message"),
@@ -532,7 +531,6 @@ class Cluster:
 
 
 def _validate(body: dict[str, Any]) -> None:
-    """Refuse what an API server refuses."""
     try:
         kubernetes_validate.validate(body, VERSION, strict=True)
     except kubernetes_validate.ValidationError as error:

@@ -62,5 +62,4 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def serve() -> AbstractContextManager[MetadataServer]:
-    """Serve until the block ends."""
     return serving(MetadataServer())

@@ -24,7 +24,6 @@ def gradients(model: PreTrainedModel) -> torch.Tensor:
 
 
 def keeping(seen: list[torch.Tensor]) -> Watch:
-    """Keep what the optimizer is about to use."""
     return lambda moment, loop: seen.append(gradients(loop.model)) if moment == "gradients" else None
 
 

@@ -106,6 +106,5 @@ def write(folder: Path) -> Path:
 
 
 def configure(folder: Path, **changes: object) -> None:
-    """Change keys of a model's configuration."""
     path = folder / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))

@@ -96,7 +96,6 @@ class Project:
         }
 
     def fullft(self, *arguments: str, timeout: float = 1_200) -> subprocess.CompletedProcess[str]:
-        """Run the `fullft` command in this project."""
         command = [
             sys.executable,
             "-m",

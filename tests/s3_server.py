@@ -44,7 +44,6 @@ class S3Server:
         }
 
     def make_bucket(self, name: str) -> Path:
-        """Create a bucket and return its folder."""
         folder = self.root / name
         folder.mkdir()
         return folder

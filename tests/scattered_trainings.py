@@ -68,7 +68,6 @@ class Scene:
         bucket.mkdir()
 
     def machines(self, count: int) -> list[Path]:
-        """New machines, with empty disks."""
         self._count += 1
         return [self.folder / f"machine-{self._count}-{number}" for number in range(count)]
 

@@ -311,7 +311,6 @@ class TestSensor:
         age: float = 0.0,
         **measured: Any,
     ) -> None:
-        """Record a decision of some seconds ago."""
         now = time.time()
         signals = Signals(
             now=now, month_start=now, num_examples=0, data_version="", estimated_hours=0.0, **measured

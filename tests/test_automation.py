@@ -99,7 +99,6 @@ class Bench:
         self.point("drift_report", self.artifact("drift_report", name, **manifests.drift(status)), name)
 
     def champion(self, checkpoint: str, evaluation: str = "e", since: float | None = None) -> None:
-        """Make a checkpoint the champion."""
         promoted_at = time.time() if since is None else since
         manifests.promote(self.store, self.name, checkpoint, evaluation=evaluation, promoted_at=promoted_at)
 

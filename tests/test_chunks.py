@@ -109,7 +109,8 @@ class TestTokenization:
         (tmp_path / "tokenizer.json").write_text(json.dumps(content))
         changed = load(tmp_path)
         text = "Permission is hereby granted, free of charge, to any person obtaining a copy"
-        assert changed.chunks([text]) == load().chunks([text]) and (changed.prefix, changed.suffix) == (
+        assert changed.chunks([text]) == load().chunks([text])
+        assert (changed.prefix, changed.suffix) == (
             load().prefix,
             load().suffix,
         )
@@ -187,7 +188,8 @@ class TestChunk:
         assert (check.name, check.passed) == (
             "texts_are_kept_whole",
             False,
-        ) and f"{sum(lost):,} tokens " in check.description
+        )
+        assert f"{sum(lost):,} tokens " in check.description
 
     @pytest.mark.heavy
     def test_a_batch_is_written_in_parts_that_do_not_show(

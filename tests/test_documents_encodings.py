@@ -115,7 +115,8 @@ def test_a_rare_encoding_is_named_by_the_check(tmp_path: Path) -> None:
         "a.txt": ("plain", "ascii")
     }
     batch = deliver(tmp_path, texts)
-    assert share_right(batch, texts) == 1 and batch.num_files_by_encoding == {
+    assert share_right(batch, texts) == 1
+    assert batch.num_files_by_encoding == {
         "utf-8": 20,
         "cp1252": 3,
         "ascii": 1,

@@ -333,7 +333,8 @@ def test_a_short_label_is_shown_and_nothing_in_it_acts_on_a_browser(
         [made] = taken.asset_materializations_for_node("letters__training_snapshot")
         link = str(made.metadata["data_report"].value)
         page = Path(store.url, link.removeprefix("/fullft/reports/"))
-        assert link.startswith("/fullft/reports/letters/training_snapshot/") and {
+        assert link.startswith("/fullft/reports/letters/training_snapshot/")
+        assert {
             "parts",
             "labels_set_aside",
         }.isdisjoint(made.metadata)

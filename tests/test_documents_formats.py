@@ -430,7 +430,8 @@ class TestPdf:
                 )
             },
         )
-        assert row["text"] == "Permission is hereby granted\nfree of charge\n\ncafé" and (
+        assert row["text"] == "Permission is hereby granted\nfree of charge\n\ncafé"
+        assert (
             row["id"],
             row["row"],
             row["problem"],
@@ -548,7 +549,8 @@ class TestEncodings:
                 "good.jsonl": '{"text": "good"}\n',
             },
         )
-        assert batch.table["text"].to_pylist() == ["good"] and set(batch.unreadable) == {
+        assert batch.table["text"].to_pylist() == ["good"]
+        assert set(batch.unreadable) == {
             name,
             f"zeros-{name}",
         }

@@ -63,7 +63,8 @@ def test_files_about_a_data_set_are_no_documents(tmp_path: Path) -> None:
         "data/README.md",
         "data/a.jsonl",
         "data/sub/LICENSE.txt",
-    ] and source.others == []
+    ]
+    assert source.others == []
     assert not names.is_about("readme_of_the_patient.txt")
 
 

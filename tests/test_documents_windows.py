@@ -80,7 +80,8 @@ class TestByRows:
         for hours, (name, rows) in enumerate((("z", 30), ("a", 20), ("m", 70), ("b", 10))):
             feed.deliver(f"{name}.jsonl", rows, hours)
             cut += feed.cut() + feed.cut()
-        assert cut == [["z.jsonl", "a.jsonl"], ["m.jsonl"]] and counted == [
+        assert cut == [["z.jsonl", "a.jsonl"], ["m.jsonl"]]
+        assert counted == [
             "z.jsonl",
             "a.jsonl",
             "m.jsonl",

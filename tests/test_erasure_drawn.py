@@ -85,7 +85,8 @@ def test_nothing_of_it_is_left(case: Prepared, kind: str) -> None:
     marks = (gone["text"][:80], repr(gone["text"])[1:80], gone["id"], gone["text_hash"])
     assert traces(Path(case.store.url), *marks), "it was there"
     report = erasure.erase(case.store, case.use_case.name, [gone["id"]])
-    assert (report.num_found, report.missing) == (1, []) and report.rewritten == {
+    assert (report.num_found, report.missing) == (1, [])
+    assert report.rewritten == {
         f"{kind}_documents": 1,
         "training_snapshot": 1,
     }
@@ -223,7 +224,8 @@ def test_unfinished_training_that_learned_from_it_is_removed(case: Prepared) -> 
     case.job("finetuned_checkpoint", "k2").write(case.store)
     with exclusive(held):
         report = erasure.erase(case.store, case.use_case.name, [named(case, "replay")["id"]])
-    assert (first.exists(), held.exists()) == (False, True) and (
+    assert (first.exists(), held.exists()) == (False, True)
+    assert (
         report.deleted[TRAININGS],
         report.num_in_flight,
     ) == (1, 1)

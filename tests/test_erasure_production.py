@@ -113,7 +113,8 @@ def test_nothing_of_them_is_left(case: Prepared) -> None:
     learned_from = {"training_snapshot": case.snapshot.content_digest}
     manifests.write(case.store, case.use_case.name, "cheaper_baselines", inputs=learned_from)
     report = erasure.erase(case.store, case.use_case.name, [person], by="group")
-    assert traces(Path(case.store.url), WORDS[person], person) == [] and (
+    assert traces(Path(case.store.url), WORDS[person], person) == []
+    assert (
         report.num_found,
         report.missing,
     ) == (NUM_VALID + 2, [])

@@ -46,7 +46,8 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_runs_at_the_same_time_have_gpus_of_their_own() -> None:
     with leased(1, always) as first, leased(2, always) as second:
-        assert first == {VISIBLE: "GPU-a", NUM_GPUS: "3"} and second == {
+        assert first == {VISIBLE: "GPU-a", NUM_GPUS: "3"}
+        assert second == {
             VISIBLE: "GPU-b,GPU-c",
             NUM_GPUS: "3",
         }

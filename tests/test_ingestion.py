@@ -140,7 +140,8 @@ def test_a_file_delivered_again_without_a_row_withdraws_its_rows(
     taken = snapshot.take(
         data.store, data.use_case, *({name: each[n] for name, each in made.items()} for n in (0, 1))
     )
-    assert taken.metadata["batches_left_out"] == [] and taken_sources(data, taken) == {
+    assert taken.metadata["batches_left_out"] == []
+    assert taken_sources(data, taken) == {
         "delivery-1.jsonl",
         "delivery-3.jsonl",
     }

@@ -47,7 +47,8 @@ def test_ids_are_in_the_page_alone_and_all_rows_in_the_file(tmp_path: Path) -> N
     assert '<tr data-document="zoon-19">' in page and "zoon-20" not in page and "<b>letter" not in page
     assert "zoon" not in markdown and "30 test and validation rows " in markdown
     lines = [json.loads(line) for line in (tmp_path / "label_errors.jsonl").read_text().splitlines()]
-    assert len(lines) == 30 and lines[0] == {
+    assert len(lines) == 30
+    assert lines[0] == {
         "doc": "zoon-0",
         "kind": "<b>letter",
         "suggested": "order",

@@ -161,7 +161,8 @@ def test_a_run_attaches_to_the_job_that_an_earlier_one_left(run, store, abandone
     backend, first = abandoned(DONE), recorded(store)
     assert (first.state, sorted(backend.jobs)) == ("running", [first.name_in(store)]) and run(backend) is None
     launch = recorded(store)
-    assert backend.calls.count("submit") == 1 and (launch.state, launch.attempt, launch.submitted_at) == (
+    assert backend.calls.count("submit") == 1
+    assert (launch.state, launch.attempt, launch.submitted_at) == (
         "succeeded",
         1,
         first.submitted_at,
@@ -319,7 +320,8 @@ def test_a_refused_submission_is_one_line_and_leaves_no_record_of_a_running_job(
 
     backend = Backend(store, [])
     monkeypatch.setattr(backend, "submit", refuse)
-    assert run(backend) == "ssh gpu1: Permission denied [settings]" and (
+    assert run(backend) == "ssh gpu1: Permission denied [settings]"
+    assert (
         recorded(store).state,
         backend.calls,
     ) == ("failed", [])

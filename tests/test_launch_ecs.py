@@ -250,7 +250,8 @@ def test_what_is_asked_for_is_what_the_yaml_says(service, url):
     assert container["resourceRequirements"] == [{"type": "GPU", "value": "4"}] and container["secrets"] == [
         {"name": "C", "valueFrom": SECRET}
     ]
-    assert {"name": "A", "value": "b"} in container["environment"] and {
+    assert {"name": "A", "value": "b"} in container["environment"]
+    assert {
         "name": "AWS_DEFAULT_REGION",
         "value": "us-east-1",
     } in container["environment"]

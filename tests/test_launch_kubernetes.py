@@ -261,7 +261,8 @@ class TestRefused:
         assert found.metadata == {
             "root": str(tmp_path),
             "variable": "planted-secret",
-        } and "planted-secret" not in json.dumps(cluster.created)
+        }
+        assert "planted-secret" not in json.dumps(cluster.created)
 
     @pytest.mark.fault("the image, version or Python is another one", "kubernetes")
     def test_another_version_and_a_python_that_is_not_there_are_one_line(
@@ -554,7 +555,8 @@ def test_a_training_on_two_nodes_asks_for_what_the_yaml_says():
     assert (user["runAsUser"], user["runAsGroup"], user["runAsNonRoot"]) == (1234, 10_001, True)
     assert chosen.settings.target["node_selector"] == {"gpu": "h100"}
     options = json.loads(container["args"][container["args"].index(MODULE) + 1])
-    assert options["hosts"] == [f"{NAME}-0.fullft-pods", f"{NAME}-1.fullft-pods"] and (
+    assert options["hosts"] == [f"{NAME}-0.fullft-pods", f"{NAME}-1.fullft-pods"]
+    assert (
         options["gpus"],
         options["processes"],
     ) == (4, 4)

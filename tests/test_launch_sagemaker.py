@@ -63,7 +63,6 @@ def recorded(url: str) -> Launch:
 
 
 def ended(sage: sagemaker.SageMakerLauncher, job: LaunchSpec) -> Status:
-    """Submit a job and return how it ended."""
     sage.submit(job)
     wait_for(lambda: sage.poll(job.name).is_over, "the job ended")
     return sage.poll(job.name)
@@ -425,7 +424,8 @@ class TestTraining:
         assert [job.secondary for job in service.jobs.values()] == [
             "MaxWaitTimeExceeded",
             "Completed",
-        ] and "resuming at step " in capfd.readouterr().out
+        ]
+        assert "resuming at step " in capfd.readouterr().out
         assert there == train(LocalLauncher(LauncherSettings()), "here", **longer)
 
     @pytest.mark.long

@@ -423,7 +423,8 @@ def test_planning_and_evaluation_have_ranks_where_they_share_the_model(
     workload: str, sharding: str, processes: int, task: str, ranks: bool, tmp_path: Path
 ) -> None:
     arguments = _arguments(tmp_path, workload, sharding, processes, task)
-    assert ("torch.distributed.run" in arguments) is ranks and arguments[-3:] == [
+    assert ("torch.distributed.run" in arguments) is ranks
+    assert arguments[-3:] == [
         f"fullft_assets.launch.workloads.{workload}",
         "--job",
         "uri",

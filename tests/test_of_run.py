@@ -75,7 +75,6 @@ class Chain:
         return made_by_run(self.instance, run_id, key)
 
     def read(self, run_id: str) -> dict[str, str]:
-        """Return what the third step of a run read."""
         ref = self.made(run_id, THIRD)
         assert ref is not None
         return self.store.load(ref).inputs

@@ -73,7 +73,8 @@ def test_gradient_checkpointing_computes_layers_twice_or_what_is_between_their_p
             gradients(model),
         )
     (attended, products, roots), expected = passes[False]
-    assert all(torch.equal(found, expected) for _, found in passes.values()) and [
+    assert all(torch.equal(found, expected) for _, found in passes.values())
+    assert [
         passes[True][0],
         passes["selective"][0],
     ] == [
@@ -119,9 +120,7 @@ print(json.dumps(results))
 
 def test_training_scoring_and_resume_on_another_kind_of_device(tmp_path: Path) -> None:
     # The host, too, scores in fp32.
-    printed = printed_by(
-        "-c", _ON_ANOTHER_DEVICE, tmp_path, timeout=300, env={"ONEDNN_MAX_CPU_ISA": "AVX2"}
-    )
+    printed = printed_by("-c", _ON_ANOTHER_DEVICE, tmp_path, timeout=300, env={"ONEDNN_MAX_CPU_ISA": "AVX2"})
     (host, expected), (remote, found), stop, (_, resumed) = json.loads(printed.splitlines()[-1])
     assert (host, remote) == ("cpu", "lazy") and stop == "stopped at step 8 of 10"
     assert [

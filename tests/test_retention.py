@@ -81,7 +81,6 @@ class Kept(classification.Lab):
         return replace(self.use_case, settings=settings.model_copy(update={"snapshot": limits}))
 
     def tokenized(self, *, max_tokens: int) -> Manifest:
-        """Tokenise the batch with other windows."""
         settings = self.use_case.settings
         cut = settings.chunks.model_copy(update={"max_tokens": max_tokens})
         use_case = replace(self.use_case, settings=settings.model_copy(update={"chunks": cut}))

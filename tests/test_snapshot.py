@@ -415,14 +415,16 @@ class TestWhatIsToldOfDeliveries:
                 assert (check.passed, check.metadata) == (
                     passed,
                     {"num_reused_ids": count},
-                ) and check.description.startswith(f"{count} of 230 ids ")
+                )
+                assert check.description.startswith(f"{count} of 230 ids ")
 
     def test_a_correction_with_an_older_time_is_counted(self) -> None:
         kept = self.rows(0, 120, delivered_ns=1_700_000_000 * 10**9)
         late = self.rows(0, 5, label="c", delivered_ns=1_600_000_000 * 10**9)
         frozen = freeze_rows(kept, late)
         check = self.check(frozen, "later_rows_are_newer")
-        assert "c" not in frozen.labels and (check.passed, check.severity, check.metadata) == (
+        assert "c" not in frozen.labels
+        assert (check.passed, check.severity, check.metadata) == (
             False,
             "warn",
             {"num_late_rows": 5},

@@ -98,7 +98,6 @@ class Live:
         return record.event.dagster_event.event_specific_data
 
     def train(self, key: str) -> Manifest:
-        """Make a checkpoint the newest model."""
         snapshot = latest(self.store, CASE, "training_snapshot")
         about = checkpoint_metadata(snapshot=snapshot.ref, labels=snapshot.metadata["labels"])
         model = manifests.write(self.store, CASE, "finetuned_checkpoint", key, about)

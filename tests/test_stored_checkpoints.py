@@ -38,7 +38,6 @@ def played(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> dic
 
 
 def assert_same(one: dict[str, Any], other: dict[str, Any]) -> None:
-    """The same bits."""
     read = load_file if one["weights"].endswith(".safetensors") else torch.load
     expected, found = read(other["weights"]), read(one["weights"])
     assert (
@@ -137,7 +136,6 @@ class Machine:
         self.stored.finish()
 
     def newest(self) -> str | None:
-        """The weights that it would continue with."""
         found = stored_checkpoints.newest_checkpoint(self.folder, self.history, self.stored, self.progress)
         return None if found is None else (found / "weights").read_text()
 

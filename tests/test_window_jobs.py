@@ -82,7 +82,6 @@ class Production:
         return [window.name for window in documents.list_batches(self.store, CASE, "window")]
 
     def promote(self, key: str) -> None:
-        """Release a checkpoint."""
         about = checkpoint_metadata(labels=LABELS, snapshot=self._snapshot.ref)
         stage = "finetuned_checkpoint"
         checkpoint = manifests.write(self.store, CASE, stage, key, about, files={"model": key})

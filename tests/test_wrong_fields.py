@@ -41,7 +41,6 @@ def rows() -> list[Row]:
 def read(
     folder: Path, delivered: list[Row], documents: Row | None = None, **chosen: Any
 ) -> examples.Examined:
-    """Read and validate rows as a run does."""
     projects.write_rows(folder / "data/a.jsonl", delivered)
     source = Folder(folder / "data")
     settings = ExamplesSettings(**{"label": "kind", "group": "patient", **chosen})

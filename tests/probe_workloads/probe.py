@@ -21,7 +21,6 @@ def leave_pid(folder: Path, name: str, pid: int) -> None:
 
 
 def writes(job: Job, store: Store, progress: Progress) -> None:
-    """Write the artifact that the job asks for."""
     progress.say("reading the rows")
     for done in range(1, 1001):
         progress.step(done, 1000, loss=0.25)
@@ -31,7 +30,6 @@ def writes(job: Job, store: Store, progress: Progress) -> None:
 
 
 def prints(job: Job, store: Store, progress: Progress) -> None:
-    """Print lines to both streams."""
     for number in range(200):
         print(f"line {number} of stdout", flush=True)
         print(f"line {number} of stderr", file=sys.stderr, flush=True)
@@ -63,7 +61,6 @@ def refuses(job: Job, store: Store, progress: Progress) -> None:
 
 
 def crashes(job: Job, store: Store, progress: Progress) -> None:
-    """End for a reason that nobody foresaw."""
     raise RuntimeError("the roof is on fire\nsecond line")
 
 
@@ -102,7 +99,6 @@ def works(job: Job, store: Store, progress: Progress) -> None:
 
 
 def ignores(job: Job, store: Store, progress: Progress) -> None:
-    """Work on whatever the signal."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     works(job, store, progress)

@@ -26,6 +26,9 @@ CANDIDATES = (
     "iso8859_5", "mac_roman", "cp850", "cp852", "cp866", "cp932", "euc_jis_2004", "gb18030", "big5", "cp949",
 )
 # fmt: on
+#: Positions that no text has, in the kinds of `_kind`: Latin letters beside others, a capital after a small
+#: letter, a sign between letters.
+_MISPLACED = re.compile("[aA]x|x[aA]|(?<=[au])U|(?<=[aAuUx])s(?=[aAuUx])")
 
 
 def _scores_of(sample: bytes) -> Scores:
@@ -96,12 +99,7 @@ def _plausibility(text: str) -> float:
     kinds = Counter(kinds_in_order := "".join(map(_kind, text[:2_000])))
     if not (num_characters := len(kinds_in_order) - kinds[" "] - kinds["a"] - kinds["A"]):
         return 1.0
-    # Positions that no text has, in the kinds of `_kind`: Latin letters beside others, a capital after a
-    # small letter, a sign between letters.
-    share_in_place = 1 - min(
-        1.0,
-        len(re.findall("[aA]x|x[aA]|(?<=[au])U|(?<=[aAuUx])s(?=[aAuUx])", kinds_in_order)) / num_characters,
-    )
+    share_in_place = 1 - min(1.0, len(_MISPLACED.findall(kinds_in_order)) / num_characters)
     # A few letters of another script in a Latin text are rather accents in another code page.
     # A text in another script than Latin has at least this share of its letters in it.
     is_foreign = 0 < kinds["x"] < 0.1 * (len(kinds_in_order) - kinds[" "] - kinds["s"])

@@ -31,6 +31,8 @@ _HEADERS = (
 )
 _CUT_OFF = ("CloseBoundaryNotFoundDefect", "StartBoundaryNotFoundDefect", "NoBoundaryInMultipartDefect")
 _QUOTED = re.compile(r"[ \t]*>")
+#: The line before a quoted message, such as "On Monday, ... wrote:", which may be broken once.
+_INTRODUCTION = re.compile(r"\n[^\n]{0,200}(?:\n[^\n]{1,120})?:[ \t]*\n*\Z")
 #: What Outlook puts before the message that is answered, in a few languages.
 _ORIGINAL = re.compile(
     r"^[ \t]*(?:-{2,} ?(?:Original Message|Ursprüngliche Nachricht|Message d'origine|Mensaje"
@@ -133,12 +135,7 @@ def without_quoted(body: str) -> str:
     for line in body.split("\n"):
         if _QUOTED.match(line):
             if not is_quoted:
-                # The line before a quoted message, such as "On Monday, ... wrote:", which may be broken once.
-                lines = [
-                    re.sub(r"\n[^\n]{0,200}(?:\n[^\n]{1,120})?:[ \t]*\n*\Z", "\n", "\n" + "\n".join(lines))[
-                        1:
-                    ]
-                ]
+                lines = [_INTRODUCTION.sub("\n", "\n" + "\n".join(lines))[1:]]
             is_quoted = True
         elif line.strip() or not is_quoted:
             lines.append(line)
