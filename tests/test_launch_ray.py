@@ -202,7 +202,6 @@ def test_a_cluster_that_does_not_answer_is_one_line() -> None:
         launcher({"address": "http://127.0.0.1:9"}).submit(LaunchSpec("any", "module", ()))
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize(
     ("kind", "code", "message", "reason", "failure"),
     [

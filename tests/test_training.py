@@ -51,6 +51,7 @@ class TestKey:
             {"liger": "off"},
             {"compile": True},
             {"learning_rate": 1e-5},
+            {"betas": (0.9, 0.95)},
             {"retry_epoch": 1},
         ],
     )
@@ -62,6 +63,7 @@ class TestKey:
         assert set(TrainingSettings.model_fields) - set(key()["training"]) == {
             "track",
             "checkpoint_every_steps",
+            "betas",  # unless they are set
         }
 
 
