@@ -34,7 +34,9 @@ SCENES = ("killed", "own_disks", "parts")
 def played(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What each scene found."""
     line = ("-m", "tests.scattered_trainings", tmp_path_factory.mktemp("scenes"), s3_server.root, *SCENES)
-    return json.loads(printed_by(*line, env=s3_server.env, timeout=1_200).splitlines()[-1])
+    # Models that no recipe loaded are probed in `auto`, which is fp32 then, as they are trained.
+    env = s3_server.env | {"ONEDNN_MAX_CPU_ISA": "AVX2"}
+    return json.loads(printed_by(*line, env=env, timeout=1_200).splitlines()[-1])
 
 
 def assert_same(one: dict[str, Any], other: dict[str, Any]) -> None:
