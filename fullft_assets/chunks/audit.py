@@ -303,6 +303,7 @@ def _checks(metadata: AuditMetadata) -> list[CheckOutcome]:
                 f"{metadata.unknown_share:.4%} of the tokens are unknown to the tokenizer (warns above"
                 f" {MAX_UNKNOWN_SHARE:.4%}), {metadata.byte_fallback_share:.4%} are single bytes of a"
                 f" character (warns above {MAX_BYTE_SHARE:.4%})"
+                + ("; take a base_model of their language" if metadata.unknown_share > 0.02 else "")
             ),
             metadata=metadata.model_dump(include={"unknown_share", "byte_fallback_share"}),
         ),
