@@ -17,7 +17,7 @@ _MODULES = {
     "aws": ("boto3",),
     "buckets": ("obstore",),
     "kreuzberg": ("kreuzberg",),
-    "kubernetes": ("kubernetes",),
+    "kubernetes": ("kubernetes", "dagster_ray"),
     "office": ("docx", "openpyxl", "striprtf"),
     "ray": ("ray",),
     "ui": ("dagster_webserver",),

@@ -43,7 +43,18 @@ _PATHS = [
     (re.compile(rf"/apis/batch/v1/namespaces/{NAMESPACE}/(jobs)(?:/([^/]+))?$"), "batch"),
     (re.compile(rf"/api/v1/namespaces/{NAMESPACE}/(services)(?:/([^/]+))?$"), ""),
     (re.compile(rf"/api/v1/namespaces/{NAMESPACE}/(pods)(?:/([^/]+))?(?:/(log))?$"), ""),
+    (re.compile(rf"/apis/ray.io/v1/namespaces/{NAMESPACE}/(\w+)(?:/([^/]+))?(?:/(status))?$"), "ray.io"),
 ]
+
+
+def role(name: str = "fullft-launcher") -> list[dict[str, Any]]:
+    """Return the rules of the account for runs that launch Jobs, or make Ray clusters."""
+    manifests = Path(__file__).parents[1] / "deploy/helm/manifests.yaml"
+    objects = yaml.safe_load_all(manifests.read_text())
+    (rules,) = [
+        each["rules"] for each in objects if (each["kind"], each["metadata"]["name"]) == ("Role", name)
+    ]
+    return rules
 
 
 class Refused(Exception):

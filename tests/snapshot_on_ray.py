@@ -1,4 +1,5 @@
-"""Takes two snapshots again on Ray clusters of several sizes: `python -m tests.snapshot_on_ray ROOT`.
+"""Takes two snapshots again on Ray clusters of several sizes: `python -m tests.snapshot_on_ray ROOT`; or the
+first on one that is made for it: `python -m tests.snapshot_on_ray ROOT made`.
 
 A process of its own, as a process keeps the engine that it began with. Prints a line of JSON.
 """
@@ -7,23 +8,74 @@ import json
 import os
 import platform
 import shutil
+import signal
+import socket
+import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from fullft_assets import snapshot
 from fullft_assets.artifacts import LABELED_EXAMPLES, TOKENIZED_CHUNKS, TRAINING_SNAPSHOT
-from fullft_assets.errors import SettingsError
+from fullft_assets.errors import SettingsError, WorkloadError
 from fullft_assets.settings import ComputeSettings, DataEngineSettings
-from fullft_assets.snapshot.near_text.engine import load_engine, use_engine
+from fullft_assets.snapshot.near_text.engine import _use, load_engine
 from fullft_assets.snapshot.near_text.pairs import Texts
 from fullft_assets.store import Store
+from tests import kubernetes_double
+from tests.machine import free_port
 from tests.project import Project
 
 PORT = 23_791
 CASE = "letters"
 ON_RAY = DataEngineSettings(engine="ray", address=f"ray://127.0.0.1:{PORT}")
+
+
+class KubeRay(kubernetes_double.Cluster):
+    """An API server with KubeRay, whose clusters are of this machine."""
+
+    def _answers(self) -> dict[tuple[str, str], Any]:
+        job = {"rayClusterName": "cluster", "jobDeploymentStatus": "Running"}
+        return {
+            ("rayjobs", "create"): lambda _, __, body: self._make(body),
+            ("rayjobs/status", "get"): lambda *_: (200, {"status": job}),
+            ("rayclusters", "get"): lambda *_: (200, {}),
+            ("rayclusters/status", "get"): lambda *_: (200, {"status": self._state()}),
+            ("rayjobs", "delete"): lambda name, *_: self._remove(name),
+        }
+
+    def _make(self, body: dict[str, Any]) -> tuple[int, Any]:
+        self.created.append(body)
+        (workers,) = body["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+        command = [
+            f"{Path(sys.executable).parent}/ray",
+            "start",
+            "--head",
+            "--block",
+            "--disable-usage-stats",
+        ]
+        command += [f"--ray-client-server-port={PORT}", f"--num-cpus={workers['replicas']}"]
+        self.head = subprocess.Popen(
+            [*command, f"--port={free_port()}"], start_new_session=True, stdout=sys.stderr
+        )
+        return 201, body
+
+    def _state(self) -> dict[str, Any]:
+        with suppress(OSError):
+            socket.create_connection(("127.0.0.1", PORT)).close()
+            ports = {"client": f"{PORT}", "dashboard": "8265"}
+            head = {"serviceIP": "127.0.0.1", "serviceName": "head"}
+            return {"head": head, "endpoints": ports, "state": "ready"}
+        return {"state": "pending"}
+
+    def _remove(self, name: str) -> tuple[int, Any]:
+        assert name == self.created[-1]["metadata"]["name"]
+        os.killpg(self.head.pid, signal.SIGKILL)
+        self.head.wait()
+        return 200, {}
 
 
 class Cluster:
@@ -45,18 +97,18 @@ class Cluster:
             self.nodes.remove_node(self.workers.pop(0), allow_graceful=False)
 
 
-def take_again(project: Project, store: Store) -> list[str]:
-    """Take the snapshot without the last batch, then the one with it, and return their digests."""
+def take_again(project: Project, store: Store, engine: DataEngineSettings = ON_RAY) -> Iterator[str]:
+    """Take the snapshot without the last batch, then the one with it, and yield the digest of each."""
     shutil.rmtree(project.home / "store" / CASE / TRAINING_SNAPSHOT)
     use_case = project.use_case()
-    settings = use_case.settings.model_copy(update={"compute": ComputeSettings(data=ON_RAY)})
+    settings = use_case.settings.model_copy(update={"compute": ComputeSettings(data=engine)})
     parts = [
         {part.metadata["batch"]: part for part in store.artifacts(CASE, stage)}
         for stage in (LABELED_EXAMPLES, TOKENIZED_CHUNKS)
     ]
     use_case = replace(use_case, settings=settings)
-    first = snapshot.take(store, use_case, *(dict(sorted(part.items())[:-1]) for part in parts))
-    return [first.content_digest, snapshot.take(store, use_case, *parts).content_digest]
+    yield snapshot.take(store, use_case, *(dict(sorted(part.items())[:-1]) for part in parts)).content_digest
+    yield snapshot.take(store, use_case, *parts).content_digest
 
 
 def is_silent() -> bool:
@@ -76,16 +128,36 @@ def refusal() -> str:
     """Return what is said of a cluster whose machines have another Python than this one."""
     platform.python_version = lambda: "3.9.0"
     try:
-        use_engine(ON_RAY)
+        _use(str(ON_RAY.address))
     except SettingsError as error:
         return str(error)
     return ""
 
 
-def main(root: Path) -> None:
+def take_on_a_made_cluster(project: Project, store: Store) -> dict[str, Any]:
+    """Return the first snapshot's digest, what KubeRay was asked for, and what is refused without rights."""
+    workers = {"workerGroupSpecs": [{"replicas": 2}]}
+    manifest = {"metadata": {"namespace": kubernetes_double.NAMESPACE}, "spec": workers}
+    (project.root / "cluster.yaml").write_text(json.dumps(manifest))
+    snapshots = take_again(project, store, DataEngineSettings(engine="ray", address="cluster.yaml"))
+    with KubeRay(project.root, {}, kubernetes_double.role("fullft-ray")).serving() as api:
+        os.environ["KUBECONFIG"] = str(api.kubeconfig)
+        facts = {"digest": next(snapshots), "created": api.created, "code": api.head.poll()}
+        api.rules = []
+        try:
+            next(snapshots)
+        except WorkloadError as error:
+            return {**facts, "refusal": str(error)}
+    raise AssertionError("an account without rights made a cluster")
+
+
+def main(root: Path, *options: str) -> None:
     os.environ["RAY_AUTH_MODE"] = "disabled"
     project = Project(root, CASE)
     store = Store(str(project.home / "store"))
+    if options:
+        print(json.dumps(take_on_a_made_cluster(project, store)))
+        return
     cluster = Cluster()
     digests: dict[str, list[str]] = {}
     num_candidates: list[int] = []
@@ -100,9 +172,9 @@ def main(root: Path) -> None:
     try:
         for num_workers in (1, 2, 4):
             cluster.grow_to(num_workers)
-            digests[f"{num_workers} workers"] = take_again(project, store)
+            digests[f"{num_workers} workers"] = [*take_again(project, store)]
         Texts._propose_near = lose_workers
-        digests["three workers lost"] = take_again(project, store)
+        digests["three workers lost"] = [*take_again(project, store)]
         facts = {"num_candidates": num_candidates, "is_silent": is_silent(), "refusal": refusal()}
         print(json.dumps({"digests": digests, **facts}))
     finally:
@@ -110,4 +182,4 @@ def main(root: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), *sys.argv[2:])

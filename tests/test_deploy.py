@@ -175,7 +175,7 @@ class TestHelm:
         )
         assert not pod["automountServiceAccountToken"] and pod["securityContext"]["runAsNonRoot"]
         bound = [m for m in manifests if m["kind"].endswith("RoleBinding")]
-        assert [(m["kind"], m["subjects"]) for m in bound] == [
+        assert [(m["kind"], m["subjects"]) for m in bound] == 2 * [
             ("RoleBinding", [{"kind": "ServiceAccount", "name": "fullft-launcher"}])
         ]
         assert launcher["service_account_name"] == "fullft-run"

@@ -31,7 +31,6 @@ from tests.s3_server import S3Server
 from tests.sagemaker_double import SageMaker
 from tests.ssh_server import SshServer
 from tests.test_graph import CASE, INGEST, PLANNING
-from tests.test_launch_kubernetes import role
 
 pytestmark = pytest.mark.long
 
@@ -68,7 +67,7 @@ def place(kind: str, root: Path, s3: S3Server, patch: pytest.MonkeyPatch) -> Ite
                 "PYTHONPATH": str(Path(__file__).parents[1]),
                 "HOME": str(root),
             }
-            cluster = stack.enter_context(pods.Cluster(root / "cluster", environment, role()).serving())
+            cluster = stack.enter_context(pods.Cluster(root / "cluster", environment, pods.role()).serving())
             patch.setenv("KUBECONFIG", str(cluster.kubeconfig))
             chosen = {
                 "namespace": pods.NAMESPACE,

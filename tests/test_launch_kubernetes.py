@@ -30,18 +30,10 @@ from fullft_assets.launch.supervisor import is_alive
 from fullft_assets.resources import driver
 from fullft_assets.settings import KubernetesLauncherSettings, LauncherSettings
 from fullft_assets.store import Manifest
-from tests.kubernetes_double import IMAGE, NAMESPACE, Cluster
+from tests.kubernetes_double import IMAGE, NAMESPACE, Cluster, role
 from tests.launch_scenes import NAME, SECONDS, TESTS, process, run_stage, spec, train, wait_for
 from tests.machine import ARITHMETIC
 from tests.prepared import Prepared, prepare
-
-MANIFESTS = TESTS.parent / "deploy/helm/manifests.yaml"
-
-
-def role() -> list[dict]:
-    """Return the rules of the account for runs that launch Jobs."""
-    (found,) = [each for each in yaml.safe_load_all(MANIFESTS.read_text()) if each["kind"] == "Role"]
-    return found["rules"]
 
 
 @pytest.fixture

@@ -3,17 +3,26 @@
 import json
 import random
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from fullft_assets.errors import SettingsError, WorkloadError
-from fullft_assets.settings import DataEngineSettings
 from fullft_assets.snapshot.near_text import engine
 from tests.test_erasure_batches import Batches
+
+
+def retake(*arguments: object) -> dict[str, Any]:
+    """Return what a process prints that takes two snapshots again."""
+    command = [sys.executable, "-m", "tests.snapshot_on_ray", *map(str, arguments)]
+    run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert run.returncode == 0, run.stderr
+    return json.loads(run.stdout.splitlines()[-1])
 
 
 @pytest.mark.slow
@@ -32,11 +41,14 @@ def test_the_snapshot_is_the_same_on_any_number_of_workers_and_without_one_of_th
     assert native.metadata["left_out"]["train rows near a test row"] > 10
     batches.deliver("more.jsonl", [{"text": f"{text} again", "kind": "a"} for text in texts[:40]])
     native_digests = [native.content_digest, batches.take().content_digest]
-    command = [sys.executable, "-m", "tests.snapshot_on_ray", str(batches.project.root)]
-    run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
-    assert run.returncode == 0, run.stderr
-    told = json.loads(run.stdout.splitlines()[-1])
+    told, of_made = (retake(batches.project.root, *options) for options in ((), ("made",)))
     assert list(told["digests"].values()) == 4 * [native_digests]
+    assert of_made["digest"] == native_digests[0]
+    (job,) = of_made["created"]
+    assert job["spec"]["shutdownAfterJobFinishes"] and of_made["code"] == -signal.SIGKILL
+    assert re.match(
+        r"compute.data.address: RayJob \S+/fullft-\w+: Forbidden; .*fullft-ray", of_made["refusal"]
+    )
     first, second = np.reshape(told["num_candidates"], (2, -1)).sum(axis=1).tolist()
     assert second < 0.3 * first, "the second snapshot compares what is new"
     assert told["is_silent"]
@@ -47,9 +59,8 @@ def test_the_snapshot_is_the_same_on_any_number_of_workers_and_without_one_of_th
 
 def test_a_cluster_that_does_not_answer_is_one_line() -> None:
     pytest.importorskip("ray")
-    settings = DataEngineSettings(engine="ray", address="ray://127.0.0.1:9")
     with pytest.raises(SettingsError, match="^compute.data.address: ray://127.0.0.1:9 .*refused"):
-        engine.use_engine(settings)
+        engine._use("ray://127.0.0.1:9")
 
 
 def test_a_search_is_made_again_where_a_machine_was_lost(monkeypatch: pytest.MonkeyPatch) -> None:

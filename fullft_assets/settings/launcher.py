@@ -682,20 +682,23 @@ class DataEngineSettings(Settings):
     engine: Literal["native", "ray"] = Field(
         default="native",
         description=(
-            "`native`: in the run's process; `ray`: on a Ray cluster that exists, with the extra `ray`. The"
-            " snapshot is the same."
+            "`native`: in the run's process; `ray`: on a Ray cluster, with the extra `ray`. The snapshot is"
+            " the same."
         ),
     )
     address: str | None = Field(
         default=None,
-        pattern=r"^ray://\S+:\d+$",
-        description="The cluster's address for clients, such as `ray://head.internal:10001`; `ray` needs it.",
+        pattern=r"^ray://\S+:\d+$|\.ya?ml$",
+        description=(
+            "The cluster's address for clients, such as `ray://head.internal:10001`, or a file of the project"
+            " with a RayCluster of KubeRay, which is made for the snapshot; `ray` needs it."
+        ),
     )
 
     @model_validator(mode="after")
     def _has_an_address(self) -> Self:
         if (self.engine == "ray") != (self.address is not None):
-            raise ValueError("engine: ray and address: ray://HOST:PORT belong together")
+            raise ValueError("engine: ray and address: ray://HOST:PORT or FILE.yaml belong together")
         return self
 
 

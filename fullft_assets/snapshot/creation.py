@@ -39,7 +39,7 @@ from fullft_assets.snapshot.frozen_batches import (
 )
 from fullft_assets.snapshot.ledger import FILE, ROLES_FILE, LedgerHistory, read_history, read_roles
 from fullft_assets.snapshot.metadata import GeneralMetadata, ReplayMetadata, SnapshotMetadata
-from fullft_assets.snapshot.near_text.engine import use_engine
+from fullft_assets.snapshot.near_text.engine import engine_of
 from fullft_assets.snapshot.split import Frozen, freeze_batches
 from fullft_assets.store import CheckOutcome, Draft, Identity, Manifest, Outcome, Store, artifact_key
 from fullft_assets.task import task_of
@@ -143,26 +143,26 @@ class _Creation:
     def write(self, draft: Draft) -> Outcome:
         """Write the snapshot's tables and the data report."""
         settings = self.use_case.settings
-        use_engine(settings.compute.data)
         # What the roles of a batch's rows depend on.
         version = f"{VERSION} {SKETCHES_VERSION} {settings.snapshot.contained_share}"
         keys = {f"{name} {content_of(part)} {version}": name for name, part in sorted(self.usable.items())}
-        batches = read_batches(
-            self.store,
-            self.use_case,
-            self.usable,
-            self.chunks,
-            self.evaluation,
-            read_roles(self.store, self.history.newest, keys),
-        )
-        frozen = freeze_batches(
-            batches,
-            settings.snapshot,
-            settings.seed,
-            task=task_of(settings.examples),
-            ledger=self.history.ledger,
-            id_field=settings.documents.id,
-        )
+        with engine_of(self.use_case):
+            batches = read_batches(
+                self.store,
+                self.use_case,
+                self.usable,
+                self.chunks,
+                self.evaluation,
+                read_roles(self.store, self.history.newest, keys),
+            )
+            frozen = freeze_batches(
+                batches,
+                settings.snapshot,
+                settings.seed,
+                task=task_of(settings.examples),
+                ledger=self.history.ledger,
+                id_field=settings.documents.id,
+            )
         frozen.ledger.write(draft.path / FILE, self.history.keys)
         ends = np.cumsum([len(batches[name].rows) for name in keys.values()])
         parts: dict[str, Any] = dict(zip(keys, np.split(frozen.roles, ends, axis=1), strict=False))

@@ -6,16 +6,17 @@ import logging
 import os
 import platform
 import socket
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from types import ModuleType
 from typing import TypeVar
 from urllib.parse import urlsplit
 
+from fullft_assets import kuberay
 from fullft_assets.errors import SettingsError, WorkloadError
 from fullft_assets.extras import require
-from fullft_assets.settings import DataEngineSettings
+from fullft_assets.settings.use_case import UseCase
 
 #: No telemetry and no progress bars, here and on the machines of a cluster.
 _ENVIRONMENT = {"DAFT_ANALYTICS_ENABLED": "0", "DAFT_PROGRESS_BAR": "0", "RAY_USAGE_STATS_ENABLED": "0"}
@@ -33,26 +34,46 @@ def load_engine() -> ModuleType:
     return daft
 
 
-def use_engine(settings: DataEngineSettings) -> None:
-    """Compare rows where the settings say: in this process, or on a cluster. A process cannot change from one
-    to the other after its first comparison.
+@contextmanager
+def engine_of(use_case: UseCase) -> Iterator[None]:
+    """Compare rows where `compute.data` says: in this process, on a cluster that exists, or on one that is
+    made and removed again. A process cannot change from one to another after its first comparison.
 
     Raises:
         SettingsError: the cluster cannot be used, a machine of it has other versions than this process, or
-            this process compared rows without the cluster before.
+            this process compared rows without it before.
+        WorkloadError: the cluster was not made.
     """
+    settings = use_case.settings.compute.data
     if settings.engine == "native":
+        yield
         return
     require("ray", "compute.data.engine")
+    address = settings.address or ""
+    if address.startswith("ray://"):
+        _use(address)
+        yield
+        return
+    import ray
+
+    with kuberay.cluster(use_case.resolve(address)) as address:
+        _use(address)
+        yield
+        ray.shutdown()
+
+
+def _use(address: str) -> None:
+    import ray
+
     daft = load_engine()
-    if daft.get_or_infer_runner_type() == "native":
-        _connect(settings.address or "")
+    if daft.get_or_infer_runner_type() == "native" or not ray.is_initialized():
+        _connect(address)
         try:
             daft.set_runner_ray()
         except Exception as error:
             raise SettingsError(
-                "compute.data: this process has compared rows without the cluster before; take the snapshot"
-                " in a process of its own"
+                "compute.data: this process has compared rows elsewhere before; take the snapshot in a"
+                " process of its own"
             ) from error
     _require_equal_versions()
 
