@@ -23,6 +23,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from fullft_assets.errors import Interrupted
 from fullft_assets.launch.workloads.evaluation import work
 from fullft_assets.models import inference
+from fullft_assets.models.token_loss import TokenLoss
 from fullft_assets.tasks.classification.recipe import ClassificationRecipe
 from fullft_assets.tasks.language import scoring
 from fullft_assets.tasks.language.recipe import NextTokenRecipe
@@ -138,10 +139,19 @@ def base_model(folder: Path) -> Any:
             open_recipe=lambda: recipe,
         )
 
-        def scene(_: Path, rank: int) -> Any:
+        def scene(_: Path, rank: int) -> dict[str, Any]:
+            passes: list[Any] = []
+            of_tokens = TokenLoss.of_tokens
+
+            def counted(loss: TokenLoss, model: Any, inputs: Any, labels: Any) -> Any:
+                passes.append(labels.shape)
+                return of_tokens(loss, model, inputs, labels)
+
+            TokenLoss.of_tokens, inference.BATCH_TOKENS["cpu"] = counted, 128
             if rank:
                 PreTrainedModel.from_pretrained = None
-            return BaseModel(context).predict(recipe.validation).loss.tolist()
+            losses = BaseModel(context).predict(recipe.validation).loss.tolist()
+            return {"losses": losses, "num_passes": len(passes)}
 
         return play(folder / str(count), scene, count)
 

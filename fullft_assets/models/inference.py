@@ -31,6 +31,9 @@ from fullft_assets.models.hardware import free_memory
 from fullft_assets.progress import Listener
 
 _Result = TypeVar("_Result")
+#: (document, chunk) of each chunk of a pass; and its inputs.
+Items = list[tuple[int, int]]
+Inputs = dict[str, torch.Tensor]
 #: Padded tokens in one forward pass: a GPU needs many, a CPU as many as stay in its caches.
 BATCH_TOKENS = {"gpu": 32_768, "cpu": 2_048}
 
@@ -260,9 +263,17 @@ def predict_with(
     logits = np.zeros((len(chunks), model.config.num_labels), np.float32)
     embeddings = np.zeros((len(chunks), model.config.hidden_size), np.float32)
     has_several = model.config.problem_type == MULTI_LABEL
-    for rows, output, vectors in _forward(model, chunks, progress):
+
+    def read(items: Items, inputs: Inputs, output: Any) -> tuple[list[int], np.ndarray, np.ndarray]:
         outputs = output.logits.float()
-        np.add.at(logits, rows, (outputs.sigmoid() if has_several else outputs).cpu().numpy())
+        return (
+            [row for row, _ in items],
+            (outputs.sigmoid() if has_several else outputs).cpu().numpy(),
+            _mean_states(inputs, output),
+        )
+
+    for rows, outputs, vectors in forward_batches(model, chunks, progress, read, output_hidden_states=True):
+        np.add.at(logits, rows, outputs)
         np.add.at(embeddings, rows, vectors)
     counts = np.array([len(document) for document in chunks], np.float32)[:, None]
     logits /= counts
@@ -296,7 +307,11 @@ def embed_with(
 ) -> np.ndarray:
     """Like `embed`, with a model that is loaded already; its mode is restored."""
     embeddings = np.zeros((len(chunks), model.config.hidden_size), np.float32)
-    for rows, _, vectors in _forward(model, chunks, progress):
+
+    def read(items: Items, inputs: Inputs, output: Any) -> tuple[list[int], np.ndarray]:
+        return [row for row, _ in items], _mean_states(inputs, output)
+
+    for rows, vectors in forward_batches(model, chunks, progress, read, output_hidden_states=True):
         np.add.at(embeddings, rows, vectors)
     return embeddings / np.array([len(document) for document in chunks], np.float32)[:, None]
 
@@ -312,25 +327,24 @@ def collate(chunks: Sequence[Sequence[int]], pad_id: int) -> dict[str, torch.Ten
     return {"input_ids": ids, "attention_mask": mask}
 
 
-def _forward(
-    model: PreTrainedModel, chunks: Sequence[Sequence[Sequence[int]]], progress: Listener | None
-) -> Iterator:
-    for items, inputs, output in forward_batches(model, chunks, progress, output_hidden_states=True):
-        yield (
-            np.array([row for row, _ in items]),
-            output,
-            loading.pool(output.hidden_states[-1].float(), inputs["attention_mask"], "mean").cpu().numpy(),
-        )
+def _mean_states(inputs: Inputs, output: Any) -> np.ndarray:
+    states = output.hidden_states[-1].float()
+    return loading.pool(states, inputs["attention_mask"], "mean").cpu().numpy()
 
 
 def forward_batches(
     model: PreTrainedModel,
     chunks: Sequence[Sequence[Sequence[int]]],
     progress: Listener | None,
+    read: Callable[[Items, Inputs, Any], _Result],
     **options: object,
-) -> Iterator[tuple[list[tuple[int, int]], dict[str, torch.Tensor], Any]]:
-    """Yield (document, chunk) of each chunk of a pass, its inputs, padded, and the model's output; the mode
-    is restored.
+) -> Iterator[_Result]:
+    """Yield what is read of each pass; the mode is restored.
+
+    Args:
+        read: returns it, in the host's memory, by the chunks of the pass, its inputs, padded, and the model's
+            output.
+        options: of the pass.
     """
     move(model)
     pad_id = model.config.pad_token_id or 0
@@ -338,13 +352,13 @@ def forward_batches(
     # Longest first: a batch that does not fit fails at once, and equal lengths waste no padding.
     flat.sort(key=lambda item: -len(chunks[item[0]][item[1]]))
 
-    def forward(start: int, end: int) -> tuple[list[tuple[int, int]], dict[str, torch.Tensor], Any]:
+    def forward(start: int, end: int) -> _Result:
         items = flat[start:end]
         inputs = {
             name: value.to(device())
             for name, value in collate([chunks[i][n] for i, n in items], pad_id).items()
         }
-        return items, inputs, model(**inputs, **options)
+        return read(items, inputs, model(**inputs, **options))
 
     with evaluating(model), torch.no_grad(), precision.autocast(precision.of_scores(model)):
         yield from in_batches([len(chunks[row][number]) for row, number in flat], forward, model, progress)
@@ -361,9 +375,9 @@ def in_batches(
 
     Args:
         forward: makes the forward pass of the chunks from the first index up to, not including, the second
-            one.
-        model: that is scored. Batches of a sharded one are not halved: its processes wait for each other
-            within a pass.
+            one, and returns what can be pickled.
+        model: that is scored. The processes of a sharded one have other batches at a time, and all get all
+            results. Its batches are not halved: its processes wait for each other within a pass.
         progress: reports how many chunks are done; asked whether to stop after each batch.
 
     Raises:
@@ -372,24 +386,34 @@ def in_batches(
     """
     num_done = 0
     max_tokens = BATCH_TOKENS["cpu" if device().type == "cpu" else "gpu"]
+    is_shared = is_sharded(model)
+    num_processes = torch.distributed.get_world_size() if is_shared else 1
     while num_done < len(lengths):
-        end = min(len(lengths), num_done + max(1, max_tokens // lengths[num_done]))
+        edges = [num_done]
+        while edges[-1] < len(lengths) and len(edges) <= num_processes:
+            edges.append(min(len(lengths), edges[-1] + max(1, max_tokens // lengths[edges[-1]])))
+        # All processes take part in each pass: one without a batch of its own makes the last one again.
+        number = min(torch.distributed.get_rank() if is_shared else 0, len(edges) - 2)
+        start, end = edges[number : number + 2]
         results: list[_Result] = []
         try:
-            results.append(forward(num_done, end))
+            results.append(forward(start, end))
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            if end - num_done == 1 or is_sharded(model):
-                many = "a single chunk" if end - num_done == 1 else f"{end - num_done:,} chunks"
-                raise _scoring_ran_out(f"{many} of {lengths[num_done]:,} tokens in a pass") from error
+            if end - start == 1 or is_shared:
+                many = "a single chunk" if end - start == 1 else f"{end - start:,} chunks"
+                raise _scoring_ran_out(f"{many} of {lengths[start]:,} tokens in a pass") from error
         if not results:
             # The exception is gone here, and with it the frames that held the tensors of the failed pass.
-            max_tokens = (end - num_done) // 2 * lengths[num_done]
+            max_tokens = (end - start) // 2 * lengths[start]
             free_memory()
             continue
-        yield results.pop()
-        num_done = end
+        if is_shared:
+            results *= num_processes
+            torch.distributed.all_gather_object(results, results[0])
+        yield from results[: len(edges) - 1]
+        num_done = edges[-1]
         if progress is not None:
             progress.raise_if_stopped()
             progress.step(num_done, len(lengths))
@@ -482,9 +506,8 @@ def set_head_weights(model: PreTrainedModel, weights: HeadWeights) -> None:
 
 def read_by_head(
     model: PreTrainedModel, chunks: Chunks, listener: Listener | None
-) -> Iterator[tuple[list[tuple[int, int]], torch.Tensor, torch.Tensor]]:
-    """Yield (document, chunk) of each chunk of a pass, what the output layer reads, and the attention mask
-    [chunks, tokens].
+) -> Iterator[tuple[Items, np.ndarray, list[int]]]:
+    """Yield (document, chunk) of each chunk of a pass, what the output layer reads, and the chunks' lengths.
 
     It reads [chunks, features] in a classifier, and [chunks, tokens, features] in a tagger and in the
     classifier of a decoder.
@@ -493,9 +516,12 @@ def read_by_head(
     hook = output_layer(model).register_forward_pre_hook(
         lambda layer, inputs: inputs_of_layer.append(inputs[0].float())
     )
+
+    def read(items: Items, inputs: Inputs, _: Any) -> tuple[Items, np.ndarray, list[int]]:
+        return items, inputs_of_layer.pop().cpu().numpy(), inputs["attention_mask"].sum(1).tolist()
+
     try:
-        for items, inputs, _ in forward_batches(model, chunks, listener):
-            yield items, inputs_of_layer.pop(), inputs["attention_mask"]
+        yield from forward_batches(model, chunks, listener, read)
     finally:
         hook.remove()
 
@@ -507,8 +533,8 @@ def features_of_documents(
     over its chunks.
     """
     features = np.zeros((len(chunks), output_layer(model).in_features), np.float32)
-    for items, states, mask in read_by_head(model, chunks, listener):
-        if states.dim() == 3:  # a decoder's classifier: the last token decides
-            states = states[torch.arange(len(states)), mask.sum(1) - 1]
-        np.add.at(features, [row for row, _ in items], states.cpu().numpy())
+    for items, states, lengths in read_by_head(model, chunks, listener):
+        if states.ndim == 3:  # a decoder's classifier: the last token decides
+            states = states[np.arange(len(states)), np.array(lengths) - 1]
+        np.add.at(features, [row for row, _ in items], states)
     return features / np.array([len(document) for document in chunks], np.float32)[:, None]

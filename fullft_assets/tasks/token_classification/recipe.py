@@ -37,6 +37,8 @@ from fullft_assets.evaluation import external
 from fullft_assets.models import precision
 from fullft_assets.models.inference import (
     HeadWeights,
+    Inputs,
+    Items,
     forward_batches,
     has_intercept,
     load_for_training,
@@ -219,17 +221,23 @@ def tag(
     loss = 0.0
     count = 0
     is_finite = True
-    for items, _, output in forward_batches(model, chunks, progress):
+
+    def read(items: Items, _: Inputs, output: Any) -> tuple[Items, np.ndarray, bool, float, int]:
         logits = output.logits.float()
-        is_finite &= bool(torch.isfinite(logits).all())
         best = logits.argmax(-1).cpu().numpy().astype(np.int16)
+        targets = _padded([[] if truth is None else truth[row][number] for row, number in items])
+        loss = 0.0 if truth is None else float(loss_of_output(output, targets.to(logits.device)))
+        return items, best, bool(torch.isfinite(logits).all()), loss, int((targets != IGNORED).sum())
+
+    for items, best, is_finite_pass, loss_of_pass, num_targets in forward_batches(
+        model, chunks, progress, read
+    ):
+        is_finite &= is_finite_pass
+        loss += loss_of_pass
+        count += num_targets
         for at, (row, number) in enumerate(items):
             mask = masks[row][number]
             best_tags[row][number] = best[at, : len(mask)][mask]
-        if truth is not None:
-            targets = _padded([truth[row][number] for row, number in items]).to(logits.device)
-            loss += float(loss_of_output(output, targets))
-            count += int((targets != IGNORED).sum())
     return Tagged(
         [np.concatenate(document) if document else np.zeros(0, np.int16) for document in best_tags],
         loss if is_finite else float("nan"),
@@ -455,12 +463,11 @@ class TokenClassificationRecipe(Encoder):
         rng = np.random.default_rng(0)
         states = []
         targets = []
-        for items, read, _ in read_by_head(model, rows.chunks, listener):
-            numbers = read.cpu().numpy()
+        for items, values, _ in read_by_head(model, rows.chunks, listener):
             for at, (row, number) in enumerate(items):
                 target = np.array(tags[row][number])
                 is_drawn = (target != IGNORED) & (rng.random(len(target)) < _MOST_TOKENS / max(1, total))
-                states.append(numbers[at, : len(target)][is_drawn])
+                states.append(values[at, : len(target)][is_drawn])
                 targets.append(target[is_drawn])
         return np.concatenate(states), np.concatenate(targets)
 
