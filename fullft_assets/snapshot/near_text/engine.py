@@ -57,9 +57,11 @@ def engine_of(use_case: UseCase) -> Iterator[None]:
     import ray
 
     with kuberay.cluster(use_case.resolve(address)) as address:
-        _use(address)
-        yield
-        ray.shutdown()
+        try:
+            _use(address)
+            yield
+        finally:
+            ray.shutdown()
 
 
 def _use(address: str) -> None:
