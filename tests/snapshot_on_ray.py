@@ -160,11 +160,11 @@ def main(root: Path, *options: str) -> None:
         return
     cluster = Cluster()
     digests: dict[str, list[str]] = {}
-    num_candidates: list[int] = []
+    num_pairs = [0]
     propose_near = Texts._propose_near
 
     def lose_workers(self: Texts, reference: Any, candidates: Any, similarity: float) -> Any:
-        num_candidates.append(len(candidates))
+        num_pairs[-1] += len(reference) * len(candidates)
         pairs = propose_near(self, reference, candidates, similarity)
         cluster.kill_all_but_one()
         return pairs
@@ -174,8 +174,11 @@ def main(root: Path, *options: str) -> None:
             cluster.grow_to(num_workers)
             digests[f"{num_workers} workers"] = [*take_again(project, store)]
         Texts._propose_near = lose_workers
-        digests["three workers lost"] = [*take_again(project, store)]
-        facts = {"num_candidates": num_candidates, "is_silent": is_silent(), "refusal": refusal()}
+        snapshots = take_again(project, store)
+        digests["three workers lost"] = [next(snapshots)]
+        num_pairs.append(0)
+        digests["three workers lost"] += snapshots
+        facts = {"num_pairs": num_pairs, "is_silent": is_silent(), "refusal": refusal()}
         print(json.dumps({"digests": digests, **facts}))
     finally:
         cluster.nodes.shutdown()

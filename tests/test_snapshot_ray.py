@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from fullft_assets.errors import SettingsError, WorkloadError
@@ -49,7 +48,7 @@ def test_the_snapshot_is_the_same_on_any_number_of_workers_and_without_one_of_th
     assert re.match(
         r"compute.data.address: RayJob \S+/fullft-\w+: Forbidden; .*fullft-ray", of_made["refusal"]
     )
-    first, second = np.reshape(told["num_candidates"], (2, -1)).sum(axis=1).tolist()
+    first, second = told["num_pairs"]
     assert second < 0.3 * first, "the second snapshot compares what is new"
     assert told["is_silent"]
     assert re.match(

@@ -222,14 +222,20 @@ class Texts:
             last: int8 [n], what an earlier comparison of these rows returned, ABSENT for new ones. It saves
                 time and changes nothing.
         """
-        # A reference text that comes or goes changes which are the nearest ones of their residue.
-        compared, candidates = self._settle(
-            roles,
-            last,
-            "keys",
-            self._values("keys", np.flatnonzero((roles == REFERENCE) != (last == REFERENCE))),
+        reference = np.flatnonzero(roles == REFERENCE)
+        added = reference[last[reference] != REFERENCE]
+        removed = self._values("keys", np.flatnonzero((last == REFERENCE) & (roles != REFERENCE)))
+        # Of the nearest reference texts of a residue one that comes may displace another one, and one that goes
+        # lets in the next.
+        is_settled = self._are_settled(
+            roles, last, "keys", removed, np.append(removed, self._values("keys", added))
         )
-        compared[list(self.find_near(np.flatnonzero(roles == REFERENCE), candidates))] = ALIKE
+        # What an added one is near to is searched again among all, where others may displace it.
+        near_added = self.find_near(added, np.flatnonzero(is_settled & (last == UNLIKE)))
+        is_settled[list(near_added)] = False
+        compared = np.where(is_settled, last, roles)
+        candidates = np.flatnonzero((roles == UNLIKE) & ~is_settled)
+        compared[list(self.find_near(reference, candidates))] = ALIKE
         return compared
 
     def compare_contained(self, roles: np.ndarray, last: np.ndarray, share: float) -> np.ndarray:
@@ -244,14 +250,17 @@ class Texts:
         # anybody may write.
         roles = np.where(sizes >= 16, roles, ABSENT)
         common = self._common_anchors(roles)
-        changed_anchors = np.setxor1d(common, self._common_anchors(last), assume_unique=True)
+        common_before = self._common_anchors(last)
         removed = self._values("anchors", np.flatnonzero((last == REFERENCE) & (roles != REFERENCE)))
-        changed_anchors = np.append(changed_anchors, removed[~_is_in(removed, common)])
-        compared, candidates = self._settle(roles, last, "anchors", changed_anchors)
+        # Fewer rare anchors make fewer pairs.
+        lost = np.append(removed, np.setdiff1d(common, common_before, assume_unique=True))
+        gained = np.setdiff1d(common_before, common, assume_unique=True)
+        is_settled = self._are_settled(roles, last, "anchors", gained, lost)
+        compared = np.where(is_settled, last, roles)
+        candidates = np.flatnonzero((roles == UNLIKE) & ~is_settled)
         reference = np.flatnonzero(roles == REFERENCE)
         added = reference[last[reference] != REFERENCE]
-        is_settled = compared == UNLIKE
-        is_settled[candidates] = False
+        is_settled &= last == UNLIKE
         proposed = [
             searched(partial(self._propose_contained, *rows, share, common))
             for rows in ((reference, candidates), (added, np.flatnonzero(is_settled)))
@@ -271,17 +280,19 @@ class Texts:
         compared[list(contained)] = ALIKE
         return compared
 
-    def _settle(
-        self, roles: np.ndarray, last: np.ndarray, name: str, values: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Return the roles of rows, in which the last search's results replace `UNLIKE`, and the positions of
-        the rows that must be searched again: new rows, and rows whose lists contain one of the values.
+    def _are_settled(
+        self, roles: np.ndarray, last: np.ndarray, name: str, of_unlike: np.ndarray, of_alike: np.ndarray
+    ) -> np.ndarray:
+        """Return which candidates keep what the last search returned: those of it whose lists contain none of
+        the values that may change an UNLIKE, or an ALIKE: bool [n].
         """
         is_settled = (roles == UNLIKE) & (last >= UNLIKE)
-        if is_settled.any():
-            entries, rows = self._entries(name, np.flatnonzero(is_settled), _look_up(values))
-            is_settled[rows[_is_in(entries, values)]] = False
-        return np.where(is_settled, last, roles), np.flatnonzero((roles == UNLIKE) & ~is_settled)
+        for role, values in ((UNLIKE, of_unlike), (ALIKE, of_alike)):
+            rows = np.flatnonzero(is_settled & (last == role))
+            if len(rows) and len(values):
+                entries, entry_rows = self._entries(name, rows, _look_up(values))
+                is_settled[entry_rows[_is_in(entries, values)]] = False
+        return is_settled
 
     def _propose_contained(
         self, reference: np.ndarray, candidates: np.ndarray, share: float, common: np.ndarray
