@@ -1,4 +1,4 @@
-"""Forward passes: label probabilities and embeddings of chunked documents, pooled to one row a document; and
+"""Forward passes: label probabilities, or embeddings, of chunked documents, pooled to one row a document; and
 the output layer of a classifier or tagger, with what it reads of the model below.
 """
 
@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from scipy.special import softmax
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -42,16 +43,6 @@ _NO_CLASSIFIER = "labels in transformers, nor in its own code"
 require_names(initialization, in_source=(_INITIALIZED_MARK,))
 #: Names of the dropout of attention weights in configurations (BERT; Llama, Qwen, GPT-NeoX; GPT-2).
 _ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop")
-
-
-@dataclass(frozen=True)
-class DocumentOutputs:
-    """The outputs for documents: `probabilities` [rows, labels] and mean-pooled last hidden states
-    `embeddings` [rows, hidden], float32.
-    """
-
-    probabilities: np.ndarray
-    embeddings: np.ndarray
 
 
 def device() -> torch.device:
@@ -242,8 +233,9 @@ def _without_attention_dropout(config: PretrainedConfig) -> dict[str, object]:
 
 def predict(
     model_folder: ModelFolder, chunks: Sequence[Sequence[Sequence[int]]], *, progress: Listener | None = None
-) -> DocumentOutputs:
-    """Classify documents with a fine-tuned model, each pooled over its chunks.
+) -> np.ndarray:
+    """Return the probabilities [rows, labels] that a fine-tuned model gives documents, each pooled over its
+    chunks, float32.
 
     One label a row: the mean of the chunks' logits, then a softmax. Several: the mean of the chunks'
     probabilities of each label. A label of a single chunk still counts then, which a mean of logits would
@@ -254,22 +246,17 @@ def predict(
 
 def predict_with(
     model: PreTrainedModel, chunks: Sequence[Sequence[Sequence[int]]], *, progress: Listener | None = None
-) -> DocumentOutputs:
+) -> np.ndarray:
     """Like `predict`, with a model that is loaded already; its mode is restored."""
     assert model.config.num_labels is not None, "a classifier knows its labels"
     logits = np.zeros((len(chunks), model.config.num_labels), np.float32)
-    embeddings = np.zeros((len(chunks), model.config.hidden_size), np.float32)
     has_several = model.config.problem_type == MULTI_LABEL
-    for rows, output, vectors in _forward(model, chunks, progress):
+    for items, _, output in forward_batches(model, chunks, progress):
         outputs = output.logits.float()
+        rows = [row for row, _ in items]
         np.add.at(logits, rows, (outputs.sigmoid() if has_several else outputs).cpu().numpy())
-        np.add.at(embeddings, rows, vectors)
-    counts = np.array([len(document) for document in chunks], np.float32)[:, None]
-    logits /= counts
-    if has_several:
-        return DocumentOutputs(logits, embeddings / counts)
-    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return DocumentOutputs(shifted / shifted.sum(axis=1, keepdims=True), embeddings / counts)
+    logits /= np.array([len(document) for document in chunks], np.float32)[:, None]
+    return logits if has_several else softmax(logits, axis=1)
 
 
 def embed(
@@ -296,8 +283,9 @@ def embed_with(
 ) -> np.ndarray:
     """Like `embed`, with a model that is loaded already; its mode is restored."""
     embeddings = np.zeros((len(chunks), model.config.hidden_size), np.float32)
-    for rows, _, vectors in _forward(model, chunks, progress):
-        np.add.at(embeddings, rows, vectors)
+    for items, inputs, output in forward_batches(model, chunks, progress, output_hidden_states=True):
+        vectors = loading.pool(output.hidden_states[-1].float(), inputs["attention_mask"], "mean")
+        np.add.at(embeddings, [row for row, _ in items], vectors.cpu().numpy())
     return embeddings / np.array([len(document) for document in chunks], np.float32)[:, None]
 
 
@@ -310,17 +298,6 @@ def collate(chunks: Sequence[Sequence[int]], pad_id: int) -> dict[str, torch.Ten
         ids[i, : len(chunk)] = torch.tensor(chunk)
         mask[i, : len(chunk)] = 1
     return {"input_ids": ids, "attention_mask": mask}
-
-
-def _forward(
-    model: PreTrainedModel, chunks: Sequence[Sequence[Sequence[int]]], progress: Listener | None
-) -> Iterator:
-    for items, inputs, output in forward_batches(model, chunks, progress, output_hidden_states=True):
-        yield (
-            np.array([row for row, _ in items]),
-            output,
-            loading.pool(output.hidden_states[-1].float(), inputs["attention_mask"], "mean").cpu().numpy(),
-        )
 
 
 def forward_batches(
