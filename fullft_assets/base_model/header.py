@@ -13,15 +13,13 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
 from fullft_assets.errors import SettingsError
+from fullft_assets.settings import UseCaseSettings
 from fullft_assets.store.manifest import is_inside
-
-if TYPE_CHECKING:
-    from fullft_assets.settings import UseCaseSettings
 
 
 def read_config(folder: Path) -> dict[str, Any]:
