@@ -56,8 +56,7 @@ def test_minilm_header_equals_the_loaded_model(minilm):
     assert header.num_parameters == model.num_parameters() == 22_713_216
     assert header.dtype == "float32" and header.model_type == "bert"
     assert header.architectures == ("BertModel",)
-    assert (header.max_positions, header.hidden_size, header.num_layers) == (512, 384, 6)
-    assert header.weights_bytes == 90_868_376
+    assert (header.max_positions, header.weights_bytes) == (512, 90_868_376)
 
 
 def test_buffers_are_not_parameters_and_the_most_common_type_wins(tiny):

@@ -162,8 +162,6 @@ class BaseModelHeader:
     dtype: str
     #: Longest input in tokens.
     max_positions: int | None
-    hidden_size: int | None
-    num_layers: int | None
     weights_bytes: int
     #: Cheap content digest, see `read_header`.
     revision: str
@@ -221,8 +219,6 @@ def read_header(model: ModelFolder) -> BaseModelHeader:
         num_parameters=sizes.total(),
         dtype=sizes.most_common(1)[0][0],
         max_positions=_max_positions(text),
-        hidden_size=_first(text, "hidden_size", "n_embd", "d_model", "dim"),
-        num_layers=_first(text, "num_hidden_layers", "n_layer", "n_layers", "num_layers"),
         weights_bytes=sum(file.bytes for file in files),
         revision=_revision(folder, files, own_code(folder) if isinstance(model, TrustedFolder) else []),
     )
