@@ -14,6 +14,7 @@ from scipy.special import softmax
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -291,13 +292,12 @@ def embed_with(
 
 def collate(chunks: Sequence[Sequence[int]], pad_id: int) -> dict[str, torch.Tensor]:
     """Pad chunks to the longest: `input_ids` and `attention_mask` [chunks, tokens]."""
-    longest = max(map(len, chunks))
-    ids = torch.full((len(chunks), longest), pad_id, dtype=torch.long)
-    mask = torch.zeros((len(chunks), longest), dtype=torch.long)
-    for i, chunk in enumerate(chunks):
-        ids[i, : len(chunk)] = torch.tensor(chunk)
-        mask[i, : len(chunk)] = 1
-    return {"input_ids": ids, "attention_mask": mask}
+    ids = [torch.tensor(chunk, dtype=torch.long) for chunk in chunks]
+    masks = [torch.ones_like(chunk) for chunk in ids]
+    return {
+        "input_ids": pad_sequence(ids, batch_first=True, padding_value=pad_id),
+        "attention_mask": pad_sequence(masks, batch_first=True),
+    }
 
 
 def forward_batches(
