@@ -54,16 +54,14 @@ def test_minilm_header_equals_the_loaded_model(minilm):
     model = AutoModel.from_pretrained(minilm)
     header = read_header(minilm)
     assert header.num_parameters == model.num_parameters() == 22_713_216
-    assert header.num_vocabulary_parameters == model.get_input_embeddings().weight.numel()
     assert header.dtype == "float32" and header.model_type == "bert"
     assert header.architectures == ("BertModel",)
-    assert (header.max_positions, header.hidden_size, header.vocab_size) == (512, 384, 30_522)
-    assert (header.num_layers, header.num_heads) == (6, 12) and header.weights_bytes == 90_868_376
+    assert (header.max_positions, header.weights_bytes) == (512, 90_868_376)
 
 
 def test_buffers_are_not_parameters_and_the_most_common_type_wins(tiny):
     header = read_header(tiny)
-    assert (header.num_parameters, header.num_vocabulary_parameters, header.dtype) == (52, 48, "bfloat16")
+    assert (header.num_parameters, header.dtype) == (52, "bfloat16")
 
 
 def test_shards_read_as_one_model(tmp_path, minilm, tiny):

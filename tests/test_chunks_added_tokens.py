@@ -190,6 +190,6 @@ class TestWorkloads:
         for name, checkpoint in (("champion", plain), ("finetuned", extended)):
             folder = case.store.folder(checkpoint["finetuned_checkpoint"]) / "model"
             chunks = Tokenization.load_saved(folder, case.use_case.settings.chunks).chunks(test.texts)
-            np.testing.assert_allclose(found[name], predict(folder, chunks).probabilities, atol=1e-5)
+            np.testing.assert_allclose(found[name], predict(folder, chunks), atol=1e-5)
         evaluation.work(job, case.store, prepared.QUIET)
         assert self.found(case, "evaluation_report", "k").metadata["num_test_rows"] == len(test)

@@ -90,7 +90,7 @@ def test_every_architecture_begins_with_a_head_that_has_learned(case: Prepared, 
     has_intercept = inference.has_intercept(model)
     assert has_intercept == (architecture.name != "llama")
     scores = states @ weights.coefficients.T + (weights.intercept if has_intercept else 0)
-    found = inference.predict_with(model, recipe.train.chunks).probabilities
+    found = inference.predict_with(model, recipe.train.chunks)
     np.testing.assert_allclose(found, softmax(scores, axis=1), atol=1e-4)
     majority = np.bincount(recipe.train.labels).max() / len(recipe.train)
     assert (found.argmax(1) == recipe.train.labels).mean() > majority
@@ -100,19 +100,17 @@ def test_a_saved_classifier_answers_the_same(case: Prepared, architecture: Path,
     recipe, model = began(case, architecture)
     windows = recipe.validation.chunks[:20]
     loading.save_model(model, tmp_path / "saved", 64)
-    expected = inference.predict_with(model, windows).probabilities
-    np.testing.assert_allclose(
-        inference.predict(tmp_path / "saved", windows).probabilities, expected, atol=1e-6
-    )
+    expected = inference.predict_with(model, windows)
+    np.testing.assert_allclose(inference.predict(tmp_path / "saved", windows), expected, atol=1e-6)
     is_pooled = isinstance(model, loading.PooledClassifier)
     assert is_pooled == (architecture.name in ("roberta", "deberta"))
     if not is_pooled:  # transformers has it as it is
         loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "saved")
-        np.testing.assert_allclose(inference.predict_with(loaded, windows).probabilities, expected, atol=1e-6)
+        np.testing.assert_allclose(inference.predict_with(loaded, windows), expected, atol=1e-6)
     again = inference.load_for_training(
         tmp_path / "saved", case.labels, load=inference.load_classifier, keeps_head=True
     )
-    np.testing.assert_allclose(inference.predict_with(again, windows).probabilities, expected, atol=1e-6)
+    np.testing.assert_allclose(inference.predict_with(again, windows), expected, atol=1e-6)
 
 
 def test_sentence_transformers_reads_what_is_saved(case: Prepared, tmp_path: Path) -> None:
@@ -135,7 +133,7 @@ def test_sentence_transformers_reads_what_is_saved(case: Prepared, tmp_path: Pat
     )
     printed = printed_by("-c", code, tmp_path, json.dumps(texts))
     chosen = recipe.validation.select([recipe.validation.texts.index(text) for text in texts])
-    expected = inference.predict_with(model, chosen.chunks).probabilities
+    expected = inference.predict_with(model, chosen.chunks)
     np.testing.assert_allclose(softmax(json.loads(printed.splitlines()[-1]), axis=1), expected, atol=1e-4)
     for answer, probabilities in zip(
         served.predict_fn({"inputs": texts}, served.model_fn(str(tmp_path))), expected, strict=True

@@ -12,7 +12,7 @@ from fullft_assets import report
 from fullft_assets.errors import DivergenceError
 from fullft_assets.evaluation.base import forgetting_of
 from fullft_assets.models import precision
-from fullft_assets.models.inference import embed, load_causal, load_classifier, predict_with
+from fullft_assets.models.inference import embed, embed_with, load_causal, load_classifier
 from fullft_assets.models.token_loss import score_documents
 from fullft_assets.snapshot import general
 from fullft_assets.store import Manifest
@@ -93,7 +93,7 @@ class TestScores:
         model = precision.score_alike(
             load_classifier(encoder.store.folder(made) / "model"), encoder.use_case.settings.training
         )
-        tuned = predict_with(model, measured.chunks).embeddings
+        tuned = embed_with(model, measured.chunks)
         cosine = (base * tuned).sum(1) / np.linalg.norm(base, axis=1) / np.linalg.norm(tuned, axis=1)
         assert made.metadata["general_before"] == pytest.approx(0, abs=1e-6)
         assert (

@@ -13,15 +13,13 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
 from fullft_assets.errors import SettingsError
+from fullft_assets.settings import UseCaseSettings
 from fullft_assets.store.manifest import is_inside
-
-if TYPE_CHECKING:
-    from fullft_assets.settings import UseCaseSettings
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -161,15 +159,9 @@ class BaseModelHeader:
     architectures: tuple[str, ...]
     #: Floating-point weights in the files; buffers such as position ids are not counted.
     num_parameters: int
-    #: Those of `num_parameters` in tables of one row a vocabulary entry: looked up, or the output head.
-    num_vocabulary_parameters: int
     dtype: str
     #: Longest input in tokens.
     max_positions: int | None
-    hidden_size: int | None
-    num_layers: int | None
-    num_heads: int | None
-    vocab_size: int | None
     weights_bytes: int
     #: Cheap content digest, see `read_header`.
     revision: str
@@ -220,21 +212,13 @@ def read_header(model: ModelFolder) -> BaseModelHeader:
     if not sizes:
         raise SettingsError(f"{folder}: its safetensors contain no floating-point weights")
     text = config.get("text_config", config)
-    vocab_size = _first(text, "vocab_size")
     return BaseModelHeader(
         folder=folder,
         model_type=str(config["model_type"]),
         architectures=tuple(config.get("architectures") or ()),
         num_parameters=sizes.total(),
-        num_vocabulary_parameters=sum(
-            math.prod(t["shape"]) for t in tensors if t["shape"][:1] == [vocab_size]
-        ),
         dtype=sizes.most_common(1)[0][0],
         max_positions=_max_positions(text),
-        hidden_size=_first(text, "hidden_size", "n_embd", "d_model", "dim"),
-        num_layers=_first(text, "num_hidden_layers", "n_layer", "n_layers", "num_layers"),
-        num_heads=_first(text, "num_attention_heads", "n_head", "n_heads", "num_heads"),
-        vocab_size=vocab_size,
         weights_bytes=sum(file.bytes for file in files),
         revision=_revision(folder, files, own_code(folder) if isinstance(model, TrustedFolder) else []),
     )

@@ -12,14 +12,11 @@ import importlib.util
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from fullft_assets.base_model.header import ModelFolder, with_rights
 from fullft_assets.errors import SettingsError
+from fullft_assets.settings import UseCaseSettings
 from fullft_assets.settings.use_case import locate
-
-if TYPE_CHECKING:
-    from fullft_assets.settings import UseCaseSettings
 
 #: ORG/NAME as the hub allows it, with a revision or without.
 _HUB_ID = re.compile(r"(?P<org>\w[\w.-]*)/(?P<name>\w[\w.-]*)(?:@(?P<revision>[^@\s]*))?", re.ASCII)

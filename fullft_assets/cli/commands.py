@@ -21,6 +21,7 @@ from fullft_assets.checking.project import (
     find_use_cases,
     name_at,
     read_dg_project,
+    require_own_name,
 )
 from fullft_assets.checking.validation import load_use_case
 from fullft_assets.errors import FullftError, SettingsError
@@ -205,7 +206,6 @@ def _report(options: argparse.Namespace) -> None:
 )
 def _check(options: argparse.Namespace) -> int:
     from fullft_assets.checking.check import check_use_case
-    from fullft_assets.checking.project import find_use_cases, require_own_name
     from fullft_assets.demos import is_dormant, prepare
 
     def check(location: Place) -> None:

@@ -4,6 +4,8 @@ and a real model.
 
 from pathlib import Path
 
+from fullft_assets.checking.project import DEFS, find_project_root
+
 
 def prepare(yaml_path: Path) -> None:
     """Write the sample delivery of a shipped use case unless it is there; others bring their own data.
@@ -31,12 +33,8 @@ def is_dormant(yaml_path: Path) -> bool:
 
 
 def _name(yaml_path: Path) -> str | None:
-    from fullft_assets.checking.project import DEFS
-
     return yaml_path.parent.name if yaml_path.parent.parent.resolve() == DEFS.resolve() else None
 
 
 def _data_folder(yaml_path: Path) -> Path:
-    from fullft_assets.checking.project import find_project_root
-
     return find_project_root(yaml_path) / "data"

@@ -17,6 +17,7 @@ import yaml
 
 from fullft_assets.demos import licences
 from fullft_assets.errors import SettingsError
+from fullft_assets.store.disk import replace_synced
 
 CASE = "tour"
 #: Environment variable with the address that alerts are posted to.
@@ -160,8 +161,4 @@ class TourProject:
     def _deliver(self, feed: str, name: str, rows: Sequence[dict[str, str]]) -> None:
         path = self.root / "data" / feed / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f".{name}.partial")
-        aside.write_text(
-            "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8"
-        )
-        aside.rename(path)
+        replace_synced(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

@@ -8,16 +8,13 @@ import json
 import time
 from abc import abstractmethod
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import Any, ClassVar, cast
 
 from fullft_assets.aws import aws_client
 from fullft_assets.errors import WorkloadError
 from fullft_assets.launch.base import Launcher, Logs, Unreachable
 from fullft_assets.launch.container import LAST_LINE
-from fullft_assets.settings import AwsLauncherSettings
-
-if TYPE_CHECKING:
-    from fullft_assets.settings import PlanningSettings
+from fullft_assets.settings import AwsLauncherSettings, PlanningSettings
 
 #: Output arrives some seconds after it was written; so often it is looked for after a job's end.
 LATE_LOOKS = 15

@@ -20,15 +20,13 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fullft_assets.launch import LaunchSpec, Status, supervisor
 from fullft_assets.launch.contract import EXIT_FIXABLE, LAUNCH_ID, PROJECT_ROOT, RUN_ID
 from fullft_assets.launch.machine import PATIENCE_SECONDS, ended_status, error_files, patient_torchrun
 from fullft_assets.ranks import torchrun_of_hosts
-
-if TYPE_CHECKING:
-    from fullft_assets.settings import LauncherSettings, RemoteLauncherSettings
+from fullft_assets.settings import LauncherSettings, RemoteLauncherSettings
 
 MODULE = "fullft_assets.launch.container"
 #: How the last line of a container's output begins: after it nothing more is to be expected.

@@ -13,8 +13,9 @@ import math
 import os
 import re
 import time
+from collections.abc import Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, cast, get_args
+from typing import Any, cast, get_args
 
 from fullft_assets.errors import FailureClass, WorkloadError
 from fullft_assets.launch import aws
@@ -24,10 +25,6 @@ from fullft_assets.launch.machine import REACHED_LIMIT
 from fullft_assets.launch.sagemaker_container import CHECKPOINTS, JOB_CHANNEL, STORE_CHANNEL, VARIABLES
 from fullft_assets.settings import SageMakerLauncherSettings
 from fullft_assets.store import checkpoints_ref
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
 
 #: Most characters of a hyperparameter.
 _PART = 2500

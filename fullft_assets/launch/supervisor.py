@@ -29,6 +29,7 @@ from fullft_assets.errors import WorkloadError
 from fullft_assets.launch.contract import EXIT_FIXABLE, LAUNCH_ID, adopt_orphans, die_with_parent
 from fullft_assets.launch.leases import leased
 from fullft_assets.progress import ERROR_FILE, WorkloadFailure
+from fullft_assets.store.disk import replace_synced
 
 #: Time between two looks at the watched processes; the command's own end is noticed at once.
 POLL_SECONDS = 0.5
@@ -82,7 +83,7 @@ def supervise(options: Options, command: list[str]) -> int:
     supervisor = Supervisor(options.grace, options.seconds)
     folder = None if options.folder is None else Path(options.folder)
     if folder is not None:
-        _write(folder / PID, str(os.getpid()))
+        replace_synced(folder / PID, str(os.getpid()))
     adopt_orphans()
     if options.watch:
         die_with_parent(signal.SIGTERM)
@@ -102,7 +103,7 @@ def supervise(options: Options, command: list[str]) -> int:
             code = EXIT_FIXABLE
     if folder is not None:
         how = {"is_limit": supervisor.is_late, "is_out_of_memory": supervisor.is_out_of_memory}
-        _write(folder / EXIT, json.dumps({"code": code, **how}))
+        replace_synced(folder / EXIT, json.dumps({"code": code, **how}))
     return code
 
 
@@ -119,12 +120,6 @@ def num_killed_for_memory(proc: Path = Path("/proc"), groups: Path = Path("/sys/
             if (count := re.search(r"^oom_kill (\d+)$", path.read_text(), re.MULTILINE)) is not None:
                 return int(count[1])
     return None
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}")
-    partial.write_text(text)
-    partial.replace(path)
 
 
 class Supervisor:
@@ -161,7 +156,7 @@ class Supervisor:
         def say(line: str) -> None:
             print(line, flush=True)
             if folder is not None:
-                _write(folder / WAITING, line)
+                replace_synced(folder / WAITING, line)
 
         num_processes = (
             int(command[command.index("--nproc_per_node") + 1]) if "--nproc_per_node" in command else 1

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -112,34 +113,22 @@ def peak_memory_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-#: Folder, limit, use and files in memory of control groups of version 2 and 1.
-_CONTROL_GROUPS = (
-    ("", "memory.max", "memory.current", "inactive_file"),
-    ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
-)
-
-
 def memory_limit(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
     """Return how many bytes of the host's memory this process and its like may take together.
 
     It is what other processes leave of the machine's memory, and of the limit of the process's control group,
-    which a container has (version 2 or 1). Files that the kernel keeps in memory
-    give way, so they do not count.
+    which a container has (version 2). Files that the kernel keeps in memory give way, so they do not count.
     """
     import psutil
 
     own_bytes = psutil.Process().memory_info().rss
     free = psutil.virtual_memory().available + own_bytes
-    for folder, limit_name, used_name, cached_name in _CONTROL_GROUPS:
-        group = cgroup / folder
-        try:
-            limit = (group / limit_name).read_text().strip()
-            used = int((group / used_name).read_text())
-            statistics = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        except OSError:
-            continue
+    with suppress(OSError):
+        limit = (cgroup / "memory.max").read_text().strip()
+        used = int((cgroup / "memory.current").read_text())
+        statistics = dict(line.split() for line in (cgroup / "memory.stat").read_text().splitlines())
         if limit.isdigit():  # else it is "max"
-            free = min(free, int(limit) - max(0, used - int(statistics.get(cached_name, 0)) - own_bytes))
+            free = min(free, int(limit) - max(0, used - int(statistics.get("inactive_file", 0)) - own_bytes))
     return max(0, free)
 
 

@@ -1,4 +1,4 @@
-"""Forward passes: label probabilities and embeddings of chunked documents, pooled to one row a document; and
+"""Forward passes: label probabilities, or embeddings, of chunked documents, pooled to one row a document; and
 the output layer of a classifier or tagger, with what it reads of the model below.
 """
 
@@ -10,9 +10,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from scipy.special import softmax
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -45,16 +47,6 @@ _NO_CLASSIFIER = "labels in transformers, nor in its own code"
 require_names(initialization, in_source=(_INITIALIZED_MARK,))
 #: Names of the dropout of attention weights in configurations (BERT; Llama, Qwen, GPT-NeoX; GPT-2).
 _ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop")
-
-
-@dataclass(frozen=True)
-class DocumentOutputs:
-    """The outputs for documents: `probabilities` [rows, labels] and mean-pooled last hidden states
-    `embeddings` [rows, hidden], float32.
-    """
-
-    probabilities: np.ndarray
-    embeddings: np.ndarray
 
 
 def device() -> torch.device:
@@ -245,8 +237,9 @@ def _without_attention_dropout(config: PretrainedConfig) -> dict[str, object]:
 
 def predict(
     model_folder: ModelFolder, chunks: Sequence[Sequence[Sequence[int]]], *, progress: Listener | None = None
-) -> DocumentOutputs:
-    """Classify documents with a fine-tuned model, each pooled over its chunks.
+) -> np.ndarray:
+    """Return the probabilities [rows, labels] that a fine-tuned model gives documents, each pooled over its
+    chunks, float32.
 
     One label a row: the mean of the chunks' logits, then a softmax. Several: the mean of the chunks'
     probabilities of each label. A label of a single chunk still counts then, which a mean of logits would
@@ -257,30 +250,20 @@ def predict(
 
 def predict_with(
     model: PreTrainedModel, chunks: Sequence[Sequence[Sequence[int]]], *, progress: Listener | None = None
-) -> DocumentOutputs:
+) -> np.ndarray:
     """Like `predict`, with a model that is loaded already; its mode is restored."""
     assert model.config.num_labels is not None, "a classifier knows its labels"
     logits = np.zeros((len(chunks), model.config.num_labels), np.float32)
-    embeddings = np.zeros((len(chunks), model.config.hidden_size), np.float32)
     has_several = model.config.problem_type == MULTI_LABEL
 
-    def read(items: Items, inputs: Inputs, output: Any) -> tuple[list[int], np.ndarray, np.ndarray]:
+    def read(items: Items, _: Inputs, output: Any) -> tuple[list[int], np.ndarray]:
         outputs = output.logits.float()
-        return (
-            [row for row, _ in items],
-            (outputs.sigmoid() if has_several else outputs).cpu().numpy(),
-            _mean_states(inputs, output),
-        )
+        return [row for row, _ in items], (outputs.sigmoid() if has_several else outputs).cpu().numpy()
 
-    for rows, outputs, vectors in forward_batches(model, chunks, progress, read, output_hidden_states=True):
+    for rows, outputs in forward_batches(model, chunks, progress, read):
         np.add.at(logits, rows, outputs)
-        np.add.at(embeddings, rows, vectors)
-    counts = np.array([len(document) for document in chunks], np.float32)[:, None]
-    logits /= counts
-    if has_several:
-        return DocumentOutputs(logits, embeddings / counts)
-    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return DocumentOutputs(shifted / shifted.sum(axis=1, keepdims=True), embeddings / counts)
+    logits /= np.array([len(document) for document in chunks], np.float32)[:, None]
+    return logits if has_several else softmax(logits, axis=1)
 
 
 def embed(
@@ -309,27 +292,22 @@ def embed_with(
     embeddings = np.zeros((len(chunks), model.config.hidden_size), np.float32)
 
     def read(items: Items, inputs: Inputs, output: Any) -> tuple[list[int], np.ndarray]:
-        return [row for row, _ in items], _mean_states(inputs, output)
+        states = loading.pool(output.hidden_states[-1].float(), inputs["attention_mask"], "mean")
+        return [row for row, _ in items], states.cpu().numpy()
 
-    for rows, vectors in forward_batches(model, chunks, progress, read, output_hidden_states=True):
-        np.add.at(embeddings, rows, vectors)
+    for rows, states in forward_batches(model, chunks, progress, read, output_hidden_states=True):
+        np.add.at(embeddings, rows, states)
     return embeddings / np.array([len(document) for document in chunks], np.float32)[:, None]
 
 
 def collate(chunks: Sequence[Sequence[int]], pad_id: int) -> dict[str, torch.Tensor]:
     """Pad chunks to the longest: `input_ids` and `attention_mask` [chunks, tokens]."""
-    longest = max(map(len, chunks))
-    ids = torch.full((len(chunks), longest), pad_id, dtype=torch.long)
-    mask = torch.zeros((len(chunks), longest), dtype=torch.long)
-    for i, chunk in enumerate(chunks):
-        ids[i, : len(chunk)] = torch.tensor(chunk)
-        mask[i, : len(chunk)] = 1
-    return {"input_ids": ids, "attention_mask": mask}
-
-
-def _mean_states(inputs: Inputs, output: Any) -> np.ndarray:
-    states = output.hidden_states[-1].float()
-    return loading.pool(states, inputs["attention_mask"], "mean").cpu().numpy()
+    ids = [torch.tensor(chunk, dtype=torch.long) for chunk in chunks]
+    masks = [torch.ones_like(chunk) for chunk in ids]
+    return {
+        "input_ids": pad_sequence(ids, batch_first=True, padding_value=pad_id),
+        "attention_mask": pad_sequence(masks, batch_first=True),
+    }
 
 
 def forward_batches(

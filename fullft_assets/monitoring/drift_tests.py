@@ -19,7 +19,7 @@ import numpy as np
 
 from fullft_assets.errors import StoreError
 from fullft_assets.examples.labels import named
-from fullft_assets.monitoring.features import NUMBERS, Features, Sums, pooled_mean, save_arrays
+from fullft_assets.monitoring.features import NUMBERS, Features, Sums, save_arrays
 from fullft_assets.settings.production import DRIFT_TESTS, OUR_DRIFT_TESTS
 
 #: Windows pooled by the second comparison of each test: small and slow shifts show over several.
@@ -306,7 +306,10 @@ class TextStatistics(DriftTest):
 
     def in_words(self, reference: Sequence[Sums], current: Sequence[Sums], labels: Sequence[str]) -> str:
         """Return which of the numbers changed by a tenth or more, and from what to what."""
-        old, new = (pooled_mean(side, [window.numbers for window in side]) for side in (reference, current))
+        old, new = (
+            np.average([window.numbers for window in side], axis=0, weights=[w.num_rows for w in side])
+            for side in (reference, current)
+        )
         # Of several numbers some always differ a little: a tenth is worth a word.
         changes = [
             f"{_WORDS[name]}: {before:.3g} -> {now:.3g}"

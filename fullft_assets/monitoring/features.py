@@ -174,8 +174,3 @@ def save_arrays(path: Path, arrays: Mapping[str, np.ndarray | float]) -> None:
     # Through an untyped name: the stub of `savez` takes each keyword for its option `allow_pickle`.
     save: Callable[..., None] = np.savez
     save(path, **arrays)
-
-
-def pooled_mean(windows: Sequence[Sums], means: Sequence[np.ndarray]) -> np.ndarray:
-    """Return the mean over all documents of windows, from the mean of each window."""
-    return np.average(means, axis=0, weights=[window.num_rows for window in windows])

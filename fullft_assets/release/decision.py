@@ -6,7 +6,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from fullft_assets.artifacts import (
     BASELINE_MODEL,
@@ -36,13 +36,10 @@ from fullft_assets.release.champion import (
 )
 from fullft_assets.release.model_card import write_card
 from fullft_assets.settings import ReleaseSettings, UseCaseSettings
+from fullft_assets.settings.use_case import UseCase
 from fullft_assets.snapshot.metadata import SnapshotMetadata
 from fullft_assets.store import Manifest, Store, artifact_key, digest
 from fullft_assets.task import BASELINES
-
-if TYPE_CHECKING:
-    from fullft_assets.settings.use_case import UseCase
-
 
 #: How a release ends that the gates decided: said where the pointer moved, and nowhere else.
 PROMOTED = "Promoted: every gate passed."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
@@ -22,13 +22,11 @@ from fullft_assets.escaping import visible
 from fullft_assets.evaluation import FINETUNED, Evaluation, read_evaluation, title
 from fullft_assets.evaluation.verdict import ReleaseVerdict, read_verdict
 from fullft_assets.release.champion import Champion
+from fullft_assets.settings.use_case import UseCase
 from fullft_assets.snapshot import SnapshotMetadata
 from fullft_assets.store import Draft, Manifest, Outcome, Store
 from fullft_assets.store.metadata import Metadata
 from fullft_assets.task import TASKS
-
-if TYPE_CHECKING:
-    from fullft_assets.settings.use_case import UseCase
 
 
 class ChampionMetadata(Metadata):

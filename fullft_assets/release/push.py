@@ -9,7 +9,7 @@ import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fullft_assets.artifacts import BASELINE_FILE
 from fullft_assets.aws import reporting_client
@@ -19,14 +19,12 @@ from fullft_assets.evaluation.metadata import EvaluationMetadata
 from fullft_assets.release.champion import Champion, read_champion
 from fullft_assets.release.decision import card_of_champion
 from fullft_assets.release.model_card import CARD, card_of
+from fullft_assets.settings.production import ModelPackageSettings
+from fullft_assets.settings.use_case import UseCase
+from fullft_assets.store import Manifest, Store
 from fullft_assets.store.buckets import SCHEMES
 from fullft_assets.store.files import Files
 from fullft_assets.store.hashing import digest
-
-if TYPE_CHECKING:
-    from fullft_assets.settings.production import ModelPackageSettings
-    from fullft_assets.settings.use_case import UseCase
-    from fullft_assets.store import Manifest, Store
 
 #: Beside the model's files in the bucket: which package they are in; written last.
 _PACKAGE = "package.json"

@@ -11,7 +11,7 @@ from typing import Any
 from fullft_assets import release
 from fullft_assets.checkpoint.metadata import CheckpointMetadata
 from fullft_assets.errors import DataError, FullftError, SettingsError
-from fullft_assets.resources.store import open_url
+from fullft_assets.resources.store import default_store, open_url
 from fullft_assets.settings import ChunksSettings, UseCaseSettings
 from fullft_assets.snapshot import SnapshotMetadata
 from fullft_assets.store import Manifest, Store
@@ -69,14 +69,13 @@ def champion(case: str, store: str | None = None, *, trust_remote_code: bool = F
         SettingsError: it is not known where the store is.
         FullftError: there is no champion yet.
     """
-    url = store or os.environ.get("FULLFT_STORE")
     home = os.environ.get("DAGSTER_HOME")
-    if url is None and home is None:
+    if store is None and home is None and "FULLFT_STORE" not in os.environ:
         raise SettingsError(
             f"champion of {case}: where is its store? Give store=..., or set FULLFT_STORE or DAGSTER_HOME"
         )
-    url = url or str(Path(home or "", "store"))
-    return load_champion(open_url(url), case, trust_remote_code=trust_remote_code)
+    opened_store = default_store(Path(home or "")) if store is None else open_url(store)
+    return load_champion(opened_store, case, trust_remote_code=trust_remote_code)
 
 
 def load_champion(

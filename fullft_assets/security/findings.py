@@ -19,6 +19,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from packaging.utils import canonicalize_name
+from packaging.version import InvalidVersion, Version
+
 from fullft_assets.base_model import find_base_model, stated_licence
 from fullft_assets.base_model.header import PICKLED
 from fullft_assets.errors import FullftError
@@ -320,7 +323,7 @@ def of_packages(home: Path) -> Iterator[Finding]:
                 if "withdrawn" in advisory:
                     continue
                 for affected in advisory.get("affected", ()):
-                    package = _normalised(affected.get("package", {}).get("name", ""))
+                    package = canonicalize_name(affected.get("package", {}).get("name", ""))
                     if package in versions and _is_affected(affected, versions[package]):
                         # Several databases describe one vulnerability; GitHub's says how grave it is.
                         name, *_ = sorted([*advisory.get("aliases", ()), advisory["id"]])
@@ -375,12 +378,10 @@ def of_account(home: Path) -> Iterator[Finding]:
 
 def _installed_versions() -> dict[str, str]:
     return {
-        _normalised(package.name): package.version for package in metadata.distributions() if package.name
+        canonicalize_name(package.name): package.version
+        for package in metadata.distributions()
+        if package.name
     }
-
-
-def _normalised(name: str) -> str:
-    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def _is_grave(advisory: Mapping[str, Any]) -> bool:
@@ -389,8 +390,6 @@ def _is_grave(advisory: Mapping[str, Any]) -> bool:
 
 def _is_affected(affected: Mapping[str, Any], version: str) -> bool:
     """Return whether a version is in one of the ranges of OSV's schema, or in its list."""
-    from packaging.version import InvalidVersion, Version
-
     is_affected = version in affected.get("versions", ())
     with suppress(InvalidVersion):
         for version_range in affected.get("ranges", ()):
@@ -406,7 +405,7 @@ def _is_affected(affected: Mapping[str, Any], version: str) -> bool:
 
 def _fixed_versions(advisory: Mapping[str, Any], package: str) -> Iterator[str]:
     for affected in advisory.get("affected", ()):
-        if _normalised(affected.get("package", {}).get("name", "")) == package:
+        if canonicalize_name(affected.get("package", {}).get("name", "")) == package:
             for version_range in affected.get("ranges", ()):
                 yield from (event["fixed"] for event in version_range.get("events", ()) if "fixed" in event)
 
@@ -438,7 +437,7 @@ def of_lock(root: Path) -> Iterator[Finding]:
             return
         pins = {package["name"]: package.get("version", "") for package in packages}
     else:
-        pins = {_normalised(name): version for name, version in _PINNED.findall(text)}
+        pins = {canonicalize_name(name): version for name, version in _PINNED.findall(text)}
     versions = _installed_versions()
     differences = sorted(
         f"{name} {versions[name]} instead of {pin}"

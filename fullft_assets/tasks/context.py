@@ -8,9 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
+import pyarrow as pa
 
 from fullft_assets.artifacts import BASELINE_MODEL, CHEAPER_BASELINES, FINETUNED_CHECKPOINT, TRAINING_SNAPSHOT
 from fullft_assets.base_model import ModelFolder, find_base_model, read_header, weights_digest, with_rights
@@ -63,9 +64,6 @@ from fullft_assets.tasks.baseline import (
     open_model,
 )
 from fullft_assets.training.recipe import Recipe
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 Slicing = dict[str, list[str | None]]
 #: Test rows that the report shows.

@@ -2,7 +2,7 @@
 text.
 """
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,14 +22,14 @@ from fullft_assets.snapshot.general import General
 from fullft_assets.tasks.baseline import BaselineContext, fit_all
 from fullft_assets.training import regularization
 from fullft_assets.training.feed import Feed
-from fullft_assets.training.recipe import MAX_IMPORTANCE_TEXTS, Prepared
+from fullft_assets.training.recipe import MAX_IMPORTANCE_TEXTS, Prepared, Recipe
 
 #: (output, labels) -> the summed loss of a pass.
 LossOfOutput = Callable[[Any, torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
-class Encoder(ABC):
+class Encoder(Recipe):
     """The part of a recipe that is the same whatever the head.
 
     Attributes:
@@ -103,9 +103,6 @@ class Encoder(ABC):
                 model(**inputs, output_hidden_states=True), inputs["attention_mask"]
             )[0]
             yield representation @ torch.randn(len(representation), generator=generator).to(representation)
-
-    def finish(self, model: PreTrainedModel, listener: Listener) -> dict[str, Any]:
-        return {}
 
     def score_baselines(
         self, names: Sequence[str], folder: Path, context: BaselineContext

@@ -111,12 +111,8 @@ def run_on_each_host(work: Callable[[], object], progress: Progress) -> None:
     thread = ThreadPoolExecutor(1)
     job = thread.submit(work if is_first_local_rank() else lambda: None)
     thread.shutdown(wait=False)
-    any_working = True
-    while any_working:
+    while _any_unless_stopped(progress, not job.done()):
         wait_for([job], _LOOK_SECONDS)
-        any_stopped, any_working = _any_rank(progress.stop_requested, not job.done())
-        if any_stopped:
-            raise Interrupted("stopped on request; run the same command to start this part again")
     failed = any_rank(job.exception() is not None)
     job.result()
     if failed:
@@ -132,17 +128,20 @@ def run_on_first(work: Callable[[Listener], _Value], progress: Progress) -> _Val
     result: list[_Value] = []
     if is_first_rank():
         result.append(work(StopListener(progress)))
-    while not _is_done(progress, is_done=bool(result)):
+    while not _any_unless_stopped(progress, bool(result)):
         pass
     # Each process but the first one sends a None, which nobody reads.
     return from_first(result[0] if result else cast(_Value, None))
 
 
-def _is_done(progress: Progress, *, is_done: bool) -> bool:
-    any_stopped, any_done = _any_rank(progress.stop_requested, is_done)
+def _any_unless_stopped(progress: Progress, flag: bool) -> bool:
+    """Return whether the flag is set in one of the processes, and end the work if one was asked to stop; all
+    must call this.
+    """
+    any_stopped, any_set = _any_rank(progress.stop_requested, flag)
     if any_stopped:
         raise Interrupted("stopped on request; run the same command to start this part again")
-    return any_done
+    return any_set
 
 
 def make_passes(model: torch.nn.Module, work: Callable[[Listener], _Value], progress: Progress) -> _Value:
@@ -162,7 +161,7 @@ class StopListener:
 
     def raise_if_stopped(self) -> None:
         """End the work if one process was asked to stop."""
-        _is_done(self.progress, is_done=False)
+        _any_unless_stopped(self.progress, False)
 
     def step(self, done: int, total: int) -> None:
         """Do nothing."""

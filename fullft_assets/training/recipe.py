@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import torch
 from transformers import PreTrainedModel
@@ -40,34 +41,34 @@ class Prepared:
     about: dict[str, Any] = field(default_factory=dict)
 
 
-class Recipe(Protocol):
+class Recipe(ABC):
     """One task on one snapshot: which model is trained, on which items, and how it is scored."""
 
     #: Whether the output head is new: not in the pretrained weights.
     has_new_head: ClassVar[bool]
 
     @property
+    @abstractmethod
     def num_rows(self) -> int:
         """Training rows as the pilot counts them; the first ones are a random draw."""
-        ...
 
+    @abstractmethod
     def first(self, num_rows: int) -> Recipe:
         """Return the same recipe with only the first training rows."""
-        ...
 
+    @abstractmethod
     def load(self, settings: TrainingSettings) -> PreTrainedModel:
         """Return the model as it is before training, on the CPU, in the number format of `settings.weights`.
 
         It is the base model, or the fine-tuned one that training starts from; what is new in it is drawn from
         torch's generator.
         """
-        ...
 
+    @abstractmethod
     def load_original(self, settings: TrainingSettings) -> PreTrainedModel:
         """Return the base model in the same way, as the reference for regularization and distillation; its
         new head has no meaning.
         """
-        ...
 
     def fit_head(
         self,
@@ -87,8 +88,9 @@ class Recipe(Protocol):
             model: as `load` returned it; it is moved to its device, its mode is restored.
             most_rows: that the fit reads, with some of each label; None: all.
         """
-        ...
+        return None
 
+    @abstractmethod
     def prepare(self, model: PreTrainedModel, settings: TrainingSettings, seed: int) -> Prepared:
         """Plan the items that a loaded model reads, and its loss.
 
@@ -98,8 +100,8 @@ class Recipe(Protocol):
         Raises:
             DataError, SettingsError: the model cannot be trained on these rows.
         """
-        ...
 
+    @abstractmethod
     def score(self, model: PreTrainedModel, listener: Listener) -> dict[str, float]:
         """Return `loss` and each metric of the task on the validation rows; nan where the model's outputs are
         not finite.
@@ -107,13 +109,12 @@ class Recipe(Protocol):
         Args:
             model: not wrapped; its mode is restored.
         """
-        ...
 
+    @abstractmethod
     def score_general(self, model: PreTrainedModel, listener: Listener) -> dict[str, float]:
         """Return a model's score on the general set: one of `checkpoint.GENERAL_MEASURES` by its name;
         nothing without a general set.
         """
-        ...
 
     def finish(self, model: PreTrainedModel, listener: Listener) -> dict[str, Any]:
         """Write what a trained model needs beside its weights into its configuration, and return that for the
@@ -122,8 +123,9 @@ class Recipe(Protocol):
         Args:
             model: with its final weights; its mode is restored.
         """
-        ...
+        return {}
 
+    @abstractmethod
     def log_likelihoods(self, model: PreTrainedModel, seed: int) -> Iterator[torch.Tensor]:
         """Yield the log-likelihood of each general or replayed text, at most `MAX_IMPORTANCE_TEXTS`; EWC
         averages its squared gradients.
@@ -131,14 +133,14 @@ class Recipe(Protocol):
         Args:
             model: the base model, on its device, not in training.
         """
-        ...
 
+    @abstractmethod
     def predict(self, model: PreTrainedModel, rows: Split, listener: Listener) -> Any:
         """Return the predictions for rows of a model that `load` returned, in the form of a baseline's
         `predict`.
         """
-        ...
 
+    @abstractmethod
     def score_baselines(
         self, names: Sequence[str], folder: Path, context: Any
     ) -> Iterator[tuple[str, dict[str, float]]]:
@@ -148,4 +150,3 @@ class Recipe(Protocol):
             folder: where what each has learned is saved.
             context: a `tasks.baseline.BaselineContext`; the recipe adds itself, and what only it knows.
         """
-        ...

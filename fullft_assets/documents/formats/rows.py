@@ -298,8 +298,6 @@ def _look_up(record: Any, field: str) -> Any:
 
 def value_of(record: dict[str, Any], field: str) -> Any:
     """Return the value of a field, which may be a path such as `payload.body`; None where there is none."""
-    if field in record:
-        return record[field]
     return None if (value := _look_up(record, field)) is _MISSING else value
 
 

@@ -85,7 +85,6 @@ class Metric(ABC):
     """A score of predictions. Subclass it, or `SummedMetric` where the score is a function of sums over rows.
 
     Attributes:
-        higher_is_better: False for losses and the like.
         bounds: smallest and largest value; None: there is no bound.
         of_answers: it measures texts that a model wrote for test prompts, not the test rows: `truth` and
             `predicted` are lists of texts.
@@ -94,7 +93,6 @@ class Metric(ABC):
     name: ClassVar[str]
     title: ClassVar[str]
     tasks: ClassVar[tuple[str, ...]]
-    higher_is_better: ClassVar[bool] = True
     bounds: ClassVar[tuple[float | None, float | None]] = (0.0, 1.0)
     of_answers: ClassVar[bool] = False
 

@@ -40,7 +40,6 @@ class Perplexity(_TokenMetric):
     name = "perplexity"
     title = "perplexity"
     tasks = _GENERATIVE
-    higher_is_better = False
     bounds = (1.0, None)
     summed = ("loss", "num_tokens")
 

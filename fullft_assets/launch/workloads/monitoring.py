@@ -11,9 +11,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from fullft_assets import monitoring
 from fullft_assets.artifacts import (
@@ -49,9 +50,6 @@ from fullft_assets.store import Manifest, Store, artifact_key
 from fullft_assets.task import task_of
 from fullft_assets.tasks.baseline import OpenedModel, open_model
 from fullft_assets.tasks.classification.baselines import classify
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 _WORDS = "words.npy"
 
@@ -144,8 +142,6 @@ class Reader:
 
 def work(job: Job, store: Store, progress: Progress) -> None:
     """Write the drift report of one window."""
-    import pyarrow.parquet as pq
-
     inputs = job.load_inputs(store)
     settings = job.settings.monitoring
     history = History.of_inputs(inputs)
@@ -312,8 +308,6 @@ def _read_sums(store: Store, past: Past[Manifest]) -> Past[Sums]:
 
 
 def _texts(store: Store, report: Manifest, job: Job) -> list[str]:
-    import pyarrow.parquet as pq
-
     documents = store.load(DriftMetadata.of(report).documents)
     table = pq.read_table(store.folder(documents) / DOCUMENTS_FILE)
     window = ProductionRows.read(table, job.settings.seed, MAX_WINDOW_ROWS)

@@ -410,4 +410,4 @@ def classify(
     from fullft_assets.models.inference import predict
 
     chunks = Tokenization.load_saved(model, settings.chunks).chunks(texts)
-    return predict(model, chunks, progress=progress).probabilities
+    return predict(model, chunks, progress=progress)

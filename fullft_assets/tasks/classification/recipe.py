@@ -119,7 +119,7 @@ class ClassificationRecipe(Encoder):
         return score(model, self.validation, listener)
 
     def predict(self, model: PreTrainedModel, rows: Split, listener: Listener) -> np.ndarray:
-        return predict_with(model, rows.chunks, progress=listener).probabilities
+        return predict_with(model, rows.chunks, progress=listener)
 
     def _score_predicted(self, name: str, predictions: Any, folder: Path) -> dict[str, float]:
         return _scores(self.validation.labels, predictions, name)
@@ -216,7 +216,7 @@ def _loss_of_output(train: Split, balanced_labels: int | None) -> Callable[[Any,
 
 def score(model: PreTrainedModel, split: Split, listener: Listener | None = None) -> dict[str, float]:
     """Return loss, accuracy and macro-F1 of a model on a split; all are nan if its outputs are not finite."""
-    probabilities = predict_with(model, split.chunks, progress=listener).probabilities
+    probabilities = predict_with(model, split.chunks, progress=listener)
     return (
         {"loss": mean_log_loss(split.labels, probabilities), **_scores(split.labels, probabilities)}
         if np.isfinite(probabilities).all()
@@ -246,7 +246,7 @@ class MultiLabelRecipe(ClassificationRecipe):
         )
 
     def score(self, model: PreTrainedModel, listener: Listener) -> dict[str, float]:
-        probabilities = predict_with(model, self.validation.chunks, progress=listener).probabilities
+        probabilities = predict_with(model, self.validation.chunks, progress=listener)
         return (
             {
                 "loss": mean_log_loss(self.validation.labels, probabilities),
@@ -257,7 +257,7 @@ class MultiLabelRecipe(ClassificationRecipe):
         )
 
     def finish(self, model: PreTrainedModel, listener: Listener) -> dict[str, Any]:
-        probabilities = predict_with(model, self.validation.chunks, progress=listener).probabilities
+        probabilities = predict_with(model, self.validation.chunks, progress=listener)
         thresholds = assessment.fit_thresholds(self.validation.labels, probabilities)
         model.config.label_thresholds = thresholds.tolist()
         return {"label_thresholds": dict(zip(self.labels, thresholds.round(4).tolist(), strict=True))}

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from transformers import PreTrainedModel
@@ -32,7 +32,7 @@ from fullft_assets.tasks.baseline import BaselineContext, fit_all
 from fullft_assets.tasks.language.assessment import DocumentScores
 from fullft_assets.training import feed, regularization
 from fullft_assets.training.feed import Feed, Pieces, first_tokens
-from fullft_assets.training.recipe import MAX_IMPORTANCE_TEXTS, Prepared
+from fullft_assets.training.recipe import MAX_IMPORTANCE_TEXTS, Prepared, Recipe
 
 #: A row has room for three documents of two tokens, or nothing can be tried on it.
 _LEAST_CAPACITY = 6
@@ -41,7 +41,7 @@ _SHOWN_TOKENS = 32
 
 
 @dataclass(frozen=True)
-class NextTokenRecipe:
+class NextTokenRecipe(Recipe):
     """See `Recipe`. Rows are those of the packing plan, also where the model is fed padded ones."""
 
     base_model: ModelFolder
@@ -69,16 +69,6 @@ class NextTokenRecipe:
         return precision.score_alike(
             load_causal(self.base_model, self.added_tokens, dtype=precision.of_weights(settings)), settings
         )
-
-    def fit_head(
-        self,
-        model: PreTrainedModel,
-        settings: TrainingSettings,
-        listener: Listener,
-        *,
-        most_rows: int | None = None,
-    ) -> None:
-        """See `Recipe`: its head is the base model's."""
 
     def prepare(self, model: PreTrainedModel, settings: TrainingSettings, seed: int) -> Prepared:
         """See `Recipe`: probes the model and plans packed rows, or, where it leaks, padded ones.
@@ -134,9 +124,6 @@ class NextTokenRecipe:
                 )
             }
         )
-
-    def finish(self, model: PreTrainedModel, listener: Listener) -> dict[str, Any]:
-        return {}
 
     def log_likelihoods(self, model: PreTrainedModel, seed: int) -> Iterator[torch.Tensor]:
         """See `Recipe`: of each replayed chunk; of the general set's only without any: what forgetting is
