@@ -225,8 +225,8 @@ class Texts:
         reference = np.flatnonzero(roles == REFERENCE)
         added = reference[last[reference] != REFERENCE]
         removed = self._values("keys", np.flatnonzero((last == REFERENCE) & (roles != REFERENCE)))
-        # Of the nearest reference texts of a residue one that comes may displace another one, and one that goes
-        # lets in the next.
+        # Among the nearest reference texts of a residue one that comes may displace another, and one that
+        # goes lets in the next.
         is_settled = self._are_settled(
             roles, last, "keys", removed, np.append(removed, self._values("keys", added))
         )
