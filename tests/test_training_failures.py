@@ -3,7 +3,6 @@ failure under its class.
 """
 
 import errno
-import gc
 import http.client
 from pathlib import Path
 
@@ -22,16 +21,9 @@ from fullft_assets.training.checkpoints import RunHistory, latest_checkpoint
 from fullft_assets.training.finetuning import Fit, fine_tune
 from tests.machine import limited_files
 from tests.optimizer_steps import Stopping
-from tests.prepared import QUIET, Prepared, prepare, quick
+from tests.prepared import QUIET, Prepared, quick
 
 STAGE = "finetuned_checkpoint"
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
-    prepared = prepare(tmp_path_factory.mktemp("failures"), tiny=True)
-    gc.freeze()  # the loop collects garbage for each segment, and would walk over all that the imports made
-    return prepared
 
 
 #: Written to no tracker, with a checkpoint after every fourth step.
