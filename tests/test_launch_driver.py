@@ -350,13 +350,6 @@ class TestRecords:
         assert records.claim(store, wanted(run_id="r2", submitted_at=2.0), lambda _: True) == (first, False)
         assert records.claim(store, wanted(run_id="r2", submitted_at=2.0), lambda _: None) == (first, False)
 
-    def test_who_attaches_to_the_job_of_a_run_that_is_gone_may_cancel_it(self, store):
-        records.claim(store, wanted(), lambda _: True)
-        taken, is_new = records.claim(
-            store, wanted(run_id="r2", submitted_at=2.0), lambda run_id: run_id != "r1"
-        )
-        assert (taken.run_id, taken.attempt, is_new) == ("r2", 1, False)
-
     def test_an_ended_attempt_is_followed_by_the_next_under_another_name(self, store):
         first, _ = records.claim(store, wanted(), lambda _: True)
         records.end(store, first, "failed", "why", "data")

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from probe_workloads.definitions import probe_job
 
@@ -24,6 +23,7 @@ from tests import launch_scenes, manifests, s3_server as s3_servers
 from tests.aws_double import IMAGE, ROLE
 from tests.launch_scenes import (
     NAME,
+    process,
     run_probe,
     run_stage,
     serving,
@@ -134,10 +134,7 @@ def test_spot_interruption(service, url, returns):
 def test_a_stopped_job_writes_its_checkpoint_and_leaves_no_process(service, url):
     sage = launcher()
     sage.submit(spec(url, "works"))
-    wait_for((service.folder / "workload0.pid").exists, "the workload started")
-    processes = [
-        psutil.Process(int((service.folder / f"{name}0.pid").read_text())) for name in ("workload", "helper")
-    ]
+    processes = [process(service.folder, f"{name}0") for name in ("workload", "helper")]
     sage.stop(NAME)
     assert (service.folder / "checkpoint0").read_text() == "complete" and not any(map(is_alive, processes))
     assert "stopped in SageMaker" in sage.poll(NAME).reason

@@ -1,6 +1,5 @@
 """The launcher `ssh` against a real sshd: followed, cut off, attached to again, cancelled, refused."""
 
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
@@ -17,6 +16,7 @@ from fullft_assets.launch.supervisor import is_alive
 from fullft_assets.resources import driver
 from fullft_assets.settings import SshLauncherSettings
 from tests.launch_scenes import NAME, SECONDS, process, run_stage, spec
+from tests.machine import processes_with
 from tests.ssh_server import SshServer
 
 
@@ -28,12 +28,9 @@ def server(tmp_path: Path) -> Iterator[SshServer]:
     server.start()
     yield server
     server.cut()
-    for running in psutil.process_iter():
-        with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-            if running.pid != os.getpid() and running.environ().get("FULLFT_CACHE") == str(
-                tmp_path / "cache"
-            ):
-                running.kill()
+    for running in processes_with("FULLFT_CACHE", tmp_path / "cache"):
+        with suppress(psutil.NoSuchProcess):
+            running.kill()
 
 
 def launcher(server: SshServer, **changes: object) -> SshLauncher:
