@@ -81,7 +81,9 @@ def two_hosts(service: SageMaker) -> dict[str, Any]:
 def test_a_workload_runs_there_and_its_progress_output_cost_and_failures_arrive(service, url, capfd):
     service.late_seconds = 1.0
     failure, messages = run_stage(launcher(), "writes", url)
-    assert failure is None and "reading the rows" in messages and "step 1/1,000 (0%), loss 0.25" in messages
+    assert failure is None
+    assert "reading the rows" in messages
+    assert "step 1/1,000 (0%), loss 0.25" in messages
     assert "] reading the rows\n" in capfd.readouterr().out, "output that came late is waited for"
     launch = recorded(url)
     assert (launch.state, launch.place, launch.hourly_usd) == ("succeeded", "111122223333/us-east-1", 0.192)

@@ -98,7 +98,9 @@ def test_a_job_is_ended_so_long_after_its_run_and_not_before(store, launch):
     made = launch(store, hourly_usd=2.0)
     assert suspected(store, 0.5) == [made] and ended(store, 0.5) == []
     ((line, is_stopped),) = ended(store, 1.5)
-    assert is_stopped and line.endswith(", after 5.00 h and 10.00 USD") and not runs(store, made)
+    assert is_stopped
+    assert line.endswith(", after 5.00 h and 10.00 USD")
+    assert not runs(store, made)
     assert (recorded(store, "letters").state, recorded(store, "letters").failure) == (
         "stopped",
         "preemption",

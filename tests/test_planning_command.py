@@ -54,7 +54,9 @@ def test_the_plan_of_the_workload_names_what_fits(tiny: Prepared, monkeypatch: p
     assert manifest is not None
     assert " fit: training.micro_batch_size: 1" in manifest.check("fits_in_memory").description
     plan_metadata = PlanMetadata.of(manifest)
-    assert plan_metadata.targets and plan_metadata.recommended and plan_metadata.flops > 0
+    assert plan_metadata.targets
+    assert plan_metadata.recommended
+    assert plan_metadata.flops > 0
     set_latest(tiny.store, tiny.use_case.name, "training_snapshot", tiny.snapshot)
     set_latest(tiny.store, tiny.use_case.name, "feasibility_plan", manifest)
     lines = plan(tiny.use_case, tiny.store)

@@ -148,7 +148,9 @@ def test_a_change_by_hand_holds_where_the_copy_fails_and_the_asset_copies_later(
     promoted = released.run("promote", reason="the law changed", checkpoint=released.second.ref)
     assert "Promoted by hand" in released.newest("materialization")["outcome"]
     back = released.run("rollback", reason="worse on Mondays")
-    assert promoted.success and back.success and released.champion == released.first.ref
+    assert promoted.success
+    assert back.success
+    assert released.champion == released.first.ref
     for run in (promoted, back):
         (said,) = [
             entry.user_message
