@@ -62,12 +62,12 @@ def processes_with(variable: str, value: object, command: str = "") -> list[psut
     """Return the other live processes that have this value in their environment, and a text in their command
     line.
     """
-    found = []
+    processes = []
     for process in psutil.process_iter():
         with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
             if process.environ().get(variable) == str(value) and command in " ".join(process.cmdline()):
-                found.append(process)
-    return [process for process in found if process.pid != os.getpid() and is_alive(process)]
+                processes.append(process)
+    return [process for process in processes if process.pid != os.getpid() and is_alive(process)]
 
 
 def free_port() -> int:

@@ -47,7 +47,7 @@ def sentences(language: str) -> list[str]:
     """Return texts of a language that are not ASCII: what Django shows, without its placeholders."""
     texts = (
         " ".join(re.sub(r"%\(\w+\)s|%[sd]|\{[^}]*\}|<[^>]+>", "", text).split())
-        for text in text_in_other_scripts.shown(language)
+        for text in text_in_other_scripts.translations(language)
     )
     found = [
         text

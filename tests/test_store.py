@@ -307,8 +307,10 @@ def bucket(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
 
     It answers one request at a time: with threads it would compare and write in two steps.
     """
-    served = make_server("127.0.0.1", 0, DomainDispatcherApplication(create_backend_app), threaded=False)
-    with serving(served) as server:
+    one_at_a_time = make_server(
+        "127.0.0.1", 0, DomainDispatcherApplication(create_backend_app), threaded=False
+    )
+    with serving(one_at_a_time) as server:
         env = {
             "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.server_port}",
             "AWS_ACCESS_KEY_ID": "a",

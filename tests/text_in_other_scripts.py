@@ -10,7 +10,7 @@ from pathlib import Path
 PLACEHOLDER = re.compile(r"%\(\w+\)\w|%\w|\{\w*\}|<[^>]*>")
 
 
-def shown(language: str) -> Iterator[str]:
+def translations(language: str) -> Iterator[str]:
     """Yield the translated messages, with their placeholders."""
     spec = find_spec("django")
     assert spec is not None and spec.origin is not None, "it is installed with the dev extra"
@@ -23,7 +23,7 @@ def shown(language: str) -> Iterator[str]:
 @cache
 def messages(language: str) -> list[str]:
     """Return the distinct translated messages, sorted; without those of mostly ASCII letters."""
-    found = {" ".join(PLACEHOLDER.sub(" ", text).split()) for text in shown(language)}
+    found = {" ".join(PLACEHOLDER.sub(" ", text).split()) for text in translations(language)}
     return sorted(
         text
         for text in found
