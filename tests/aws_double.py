@@ -22,6 +22,7 @@ from botocore.model import Shape
 from botocore.validate import ParamValidator
 
 from tests.machine import ARITHMETIC
+from tests.serving import serving
 
 ROOT = Path(__file__).parents[1]
 ROLE = "arn:aws:iam::111122223333:role/fullft-container"
@@ -161,12 +162,10 @@ class AwsDouble(ThreadingHTTPServer):
 
         threading.Thread(target=kill, daemon=True).start()
 
-    def close(self) -> None:
+    def kill_containers(self) -> None:
         for process in self.processes:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-        self.shutdown()
-        self.server_close()
 
     def _arrived(self, stream: str) -> list[tuple[float, str]]:
         return [
@@ -195,11 +194,11 @@ def serve(double: type[Double], folder: Path, environment: Mapping[str, str]) ->
             **environment,
         },
     )
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield server
-    finally:
-        server.close()
+    with serving(server):
+        try:
+            yield server
+        finally:
+            server.kill_containers()
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -7,6 +7,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.request import urlopen
 
 import pytest
@@ -14,6 +15,9 @@ import pytest
 from fullft_assets.demos import licences
 from tests import project as projects, s3_server as s3_servers
 from tests.licence_delivery import Delivery
+
+if TYPE_CHECKING:
+    from tests.prepared import Prepared
 
 # To look for garbage among the objects of torch, transformers and Dagster takes longer than many a test.
 gc.set_threshold(100_000, 50, 1_000)
@@ -115,6 +119,16 @@ def aws(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     urlopen(f"http://{host}:{port}/moto-api/reset", b"").close()
     yield
     server.stop()
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> "Prepared":
+    """A module's own project, up to the snapshot, with a small base model of random weights."""
+    from tests.prepared import prepare
+
+    prepared = prepare(tmp_path_factory.mktemp("tiny"), tiny=True)
+    gc.freeze()  # the loop collects garbage for each segment, and would walk over all that the imports made
+    return prepared
 
 
 @pytest.fixture

@@ -16,6 +16,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from tests import serving as servers
+
 #: `lost` and `cut` are those of a request that was served.
 FAULTS = ("500", "503", "slow", "cut", "lost")
 _SLOW_SECONDS = 0.2
@@ -159,10 +161,5 @@ def serving(
     seed: int = 1,
     folder: Path | None = None,
 ) -> Iterator[FaultProxy]:
-    proxy = FaultProxy(endpoint, faults, share, seed, folder)
-    threading.Thread(target=proxy.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
-    try:
+    with servers.serving(FaultProxy(endpoint, faults, share, seed, folder)) as proxy:
         yield proxy
-    finally:
-        proxy.shutdown()
-        proxy.server_close()

@@ -91,9 +91,9 @@ def run_probe(
     )
 
 
-def recorded(store: Store) -> records.Launch:
-    """Return the one launch that a store has a record of."""
-    (launch,) = records.launches(store, "probe")
+def recorded(store: Store, case: str = "probe") -> records.Launch:
+    """Return the one launch of a use case that a store has a record of."""
+    (launch,) = records.launches(store, case)
     return launch
 
 

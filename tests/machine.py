@@ -9,13 +9,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 
+import psutil
 import pytest
 
 from fullft_assets.demos import standard_library
+from fullft_assets.launch.supervisor import is_alive
 
 ROOT = Path(__file__).parent.parent
 _WIRE = "wire"
@@ -54,6 +56,18 @@ def wait_for(
     while not condition():
         assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
         time.sleep(poll_seconds)
+
+
+def processes_with(variable: str, value: object, command: str = "") -> list[psutil.Process]:
+    """Return the other live processes that have this value in their environment, and a text in their command
+    line.
+    """
+    processes = []
+    for process in psutil.process_iter():
+        with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            if process.environ().get(variable) == str(value) and command in " ".join(process.cmdline()):
+                processes.append(process)
+    return [process for process in processes if process.pid != os.getpid() and is_alive(process)]
 
 
 def free_port() -> int:

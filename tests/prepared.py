@@ -86,10 +86,9 @@ class Prepared:
     def train(self, key: str, **changes: Any) -> Manifest:
         """Train in this process, with changed settings of the training, and return the checkpoint."""
         from fullft_assets.launch.workloads import training
-        from fullft_assets.progress import Progress
 
         job = self.job("finetuned_checkpoint", key, training=changes)
-        training.work(job, self.store, Progress(silent=True))
+        training.work(job, self.store, QUIET)
         made = self.store.find(job.case, job.stage, key)
         assert made is not None
         return made

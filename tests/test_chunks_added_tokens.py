@@ -13,7 +13,7 @@ import torch
 from fullft_assets.base_model import resolve_base_model
 from fullft_assets.chunks import Tokenization, former_pieces, save_tokenizer, tokenizer_digest
 from fullft_assets.errors import SettingsError
-from fullft_assets.launch.workloads import evaluation, planning, training
+from fullft_assets.launch.workloads import evaluation, planning
 from fullft_assets.models.inference import load_classifier, predict
 from fullft_assets.models.loading import initialise_added
 from fullft_assets.settings import ChunksSettings
@@ -149,11 +149,7 @@ class TestWorkloads:
         return case, plain, {**self.train(case, "extended"), **self.plan(case)}
 
     def train(self, case: prepared.Prepared, key: str) -> dict[str, Manifest]:
-        training.work(case.job("finetuned_checkpoint", key), case.store, prepared.QUIET)
-        return {
-            "finetuned_checkpoint": self.found(case, "finetuned_checkpoint", key),
-            "training_snapshot": case.snapshot,
-        }
+        return {"finetuned_checkpoint": case.train(key), "training_snapshot": case.snapshot}
 
     def plan(self, case: prepared.Prepared) -> dict[str, Manifest]:
         planning.work(case.job("feasibility_plan", "k"), case.store, prepared.QUIET)

@@ -307,9 +307,9 @@ def test_they_evaluate_language_models_together(shared: dict[str, Any]) -> None:
 @pytest.mark.slow
 def test_ranks_roll_back_to_the_same_checkpoint_whenever_the_history_is_written(behind: dict) -> None:
     for found in behind["roll_back"]:
-        assert (
-            found["segments"] == [0, 2] and found["incidents"] == [["roll_back", 5, 2]] and found["steps"] > 5
-        )
+        assert found["segments"] == [0, 2]
+        assert found["incidents"] == [["roll_back", 5, 2]]
+        assert found["steps"] > 5
 
 
 @pytest.mark.slow
@@ -317,7 +317,9 @@ def test_a_stop_that_one_rank_hears_ends_the_scoring_of_all_and_a_checkpoint_is_
     for found in behind["stop_while_scoring"]:
         assert found["said"].startswith("stopped at step 2 ")
         assert found["left"] == ["checkpoint-2"]
-        assert found["from"] == 2 and found["steps"][0] == 2 and len(found["steps"]) == 2
+        assert found["from"] == 2
+        assert found["steps"][0] == 2
+        assert len(found["steps"]) == 2
     first, second = behind["stop_while_scoring"]
     assert (first["scored"], second["scored"]) == (["begun", *["begun", "done"] * 2], [])
 

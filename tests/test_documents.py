@@ -122,7 +122,9 @@ class TestScan:
         assert f"2 ({leaves})" in line
         assert "link.txt" not in line, "what is kept names no file"
         (line,) = documents.skipped(source.skipped, named=True)
-        assert line.startswith("4 entries of ") and f": link.txt ({leaves})" in line and "\n" not in line
+        assert line.startswith("4 entries of ")
+        assert f": link.txt ({leaves})" in line
+        assert "\n" not in line
         for name in expected:
             with pytest.raises(OSError), source.local(name):
                 pass

@@ -57,7 +57,9 @@ def test_kernels_for_any_length_are_given_the_bounds(window: int | None, monkeyp
     """No GPU takes part: in place of the kernel each document is computed by itself."""
 
     def varlen_attn(query, key, value, *, cu_seq_q, cu_seq_k, max_q, max_k, scale, window_size, enable_gqa):
-        assert max_q == max_k == 16 and enable_gqa and window_size[1] == 0
+        assert max_q == max_k == 16
+        assert enable_gqa
+        assert window_size[1] == 0
         assert torch.equal(cu_seq_q, cu_seq_k) and cu_seq_q.dtype == torch.int32
         results = []
         for begin, end in zip(cu_seq_q[:-1].tolist(), cu_seq_q[1:].tolist(), strict=True):

@@ -243,4 +243,6 @@ def test_a_look_that_stops_early_leaves_the_process_ready(tmp_path: Path) -> Non
         _, page = next(pages)
         # The look that stopped ends only now, and not the one after it.
         del rows
-        assert [*pages] == [] and isinstance(page, dict) and page["text"] == "A page that is read."
+        assert [*pages] == []
+        assert isinstance(page, dict)
+        assert page["text"] == "A page that is read."

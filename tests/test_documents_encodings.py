@@ -2,12 +2,9 @@
 Django's translations.
 """
 
-import gettext
-import importlib.util
 import re
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,6 +12,7 @@ from fullft_assets.documents import raw
 from fullft_assets.documents.names import alias
 from fullft_assets.documents.reading import ReadBatch
 from fullft_assets.documents.sources import Folder
+from tests import text_in_other_scripts
 from tests.test_documents_formats import read_batch
 
 pytestmark = pytest.mark.quick
@@ -47,22 +45,15 @@ OTHERS += [("ja", "cp932"), ("zh_Hans", "gb18030"), ("ko", "cp949")]
 @cache
 def sentences(language: str) -> list[str]:
     """Return texts of a language that are not ASCII: what Django shows, without its placeholders."""
-    spec = importlib.util.find_spec("django")
-    assert spec is not None and spec.origin is not None, "the extra `dev` brings it"
-    found: list[str] = []
-    for path in sorted(Path(spec.origin).parent.rglob(f"locale/{language}/LC_MESSAGES/*.mo")):
-        with path.open("rb") as file:
-            catalogue: dict[Any, str] = vars(gettext.GNUTranslations(file))["_catalog"]
-        texts = (
-            " ".join(re.sub(r"%\(\w+\)s|%[sd]|\{[^}]*\}|<[^>]+>", "", text).split())
-            for key, text in catalogue.items()
-            if key
-        )
-        found += [
-            text
-            for text in texts
-            if " " in text and len(text) >= (12 if language in ("ja", "zh_Hans", "ko") else 25)
-        ]
+    texts = (
+        " ".join(re.sub(r"%\(\w+\)s|%[sd]|\{[^}]*\}|<[^>]+>", "", text).split())
+        for text in text_in_other_scripts.translations(language)
+    )
+    found = [
+        text
+        for text in texts
+        if " " in text and len(text) >= (12 if language in ("ja", "zh_Hans", "ko") else 25)
+    ]
     return [text for text in dict.fromkeys(found) if not text.isascii()]
 
 

@@ -228,7 +228,9 @@ def test_nor_what_is_planted_where_a_row_has_several_labels_nor_in_a_window(
         ingested, batch = ingest(project, instance)
         taken = run_assets(project.use_case(), instance, "training_snapshot")
         seen = keep_window(project, instance)
-        assert ingested.success and taken.success and seen.success
+        assert ingested.success
+        assert taken.success
+        assert seen.success
         store = open_store(project.use_case(), instance)
         events = [
             entry.to_json() for each in (ingested, taken, seen) for entry in instance.all_logs(each.run_id)

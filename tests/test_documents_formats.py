@@ -1000,22 +1000,6 @@ class TestArgilla:
             ("r1", "mit", "a licence", None)
         }
 
-    def test_spans_and_labels(self, tmp_path: Path) -> None:
-        record = {"id": "1", "fields": {"text": "a licence"}, "suggestions": {}}
-        spans = [{"start": 2, "end": 9, "label": "thing"}]
-        assert (
-            self.rows(
-                tmp_path, [{**record, "responses": {"entities": [{"value": spans, "user_id": "u"}]}}], SPANS
-            )[0]["spans"]
-            == spans
-        )
-        assert self.rows(
-            tmp_path, [{**record, "responses": {"topics": [{"value": ["b", "a"], "user_id": "u"}]}}], MANY
-        )[0]["labels"] == [
-            "a",
-            "b",
-        ]
-
     def test_a_broken_record_names_the_question(self, tmp_path: Path) -> None:
         record = {"id": "1", "fields": {"text": "a"}, "suggestions": {}}
         rows = self.rows(

@@ -240,7 +240,10 @@ def damage(kind: str, numbers: range, tmp_path: Path) -> None:
         rows = rows_of(batch, seed)
         if seed.name in batch.unreadable:
             why = batch.unreadable[seed.name]
-            assert rows == [] and why and "\n" not in why and len(why) < 200
+            assert rows == []
+            assert why
+            assert "\n" not in why
+            assert len(why) < 200
             outcomes["unreadable"] += 1
         else:
             assert_nothing_is_lost(seed, path, rows, batch.encodings.get(seed.name, "utf-8-sig"))

@@ -14,12 +14,12 @@ from fullft_assets.erasure import erasing
 from fullft_assets.erasure.rewriting import TRAININGS
 from fullft_assets.errors import GateError, Interrupted, StoreError
 from fullft_assets.launch.workloads import training
-from fullft_assets.progress import Progress
 from fullft_assets.release import starting_point
 from fullft_assets.snapshot import general, loading
 from fullft_assets.store import Manifest, Store
 from fullft_assets.training.finetuning import exclusive
 from tests import manifests, project as projects
+from tests.optimizer_steps import Stopping
 from tests.prepared import Prepared, prepare, prepare_language_model, write_general
 from tests.test_erasure_batches import PowerCut, power_cut, traces
 
@@ -58,13 +58,6 @@ def named(case: Prepared, kind: str) -> dict[str, Any]:
     return next(row for row in drawn(case, kind) if row["id"].startswith("G-"))
 
 
-class Stopping(Progress):
-    """Asks training to stop, once it has begun."""
-
-    def step(self, done: int, total: int, **numbers: float | None) -> None:
-        self.stop_requested = True
-
-
 def stopped(case: Prepared, key: str, taken: Manifest) -> Path:
     """Begin to train and stop with a checkpoint; return the folder of this unfinished work."""
     job = replace(case, snapshot=taken).job(
@@ -72,7 +65,7 @@ def stopped(case: Prepared, key: str, taken: Manifest) -> Path:
     )
     job.write(case.store)
     with pytest.raises(Interrupted):
-        training.work(job, case.store, Stopping(silent=True))
+        training.work(job, case.store, Stopping(1))
     folder = case.store.work_folder(case.use_case.name, "finetuned_checkpoint", key)
     assert list(folder.rglob("*.safetensors")), "it has learned"
     return folder

@@ -153,8 +153,12 @@ def test_the_gate_and_the_markdown_name_no_slice_but_labels(tmp_path) -> None:
     found = found.model_copy(update={"slices": found.slices.model_copy(update={"found": named})})
     report.write(tmp_path, full_report(found, worse_slices=worse_slices(found, ReleaseSettings())))
     page, markdown = (tmp_path / "report.html").read_text(), (tmp_path / "report.md").read_text()
-    assert f"{WORD} &lt;b&gt;client&lt;/b&gt;" in page and "<b>client" not in page and "✗ worse" in page
-    assert WORD not in markdown and "| source 1 | " in markdown and "label letter" in markdown
+    assert f"{WORD} &lt;b&gt;client&lt;/b&gt;" in page
+    assert "<b>client" not in page
+    assert "✗ worse" in page
+    assert WORD not in markdown
+    assert "| source 1 | " in markdown
+    assert "label letter" in markdown
     assert WORD not in gate_of(found).text and "1 by domain have" in markdown
 
 

@@ -328,11 +328,9 @@ def test_likely_label_errors_are_a_file_of_ids(lab, report):
         for line in (lab.store.folder(report) / "label_errors.jsonl").read_text().splitlines()
     ]
     held_out = {*lab.test.ids, *snapshot.load_split(lab.store, lab.snapshot, "validation").ids}
-    assert (
-        lines
-        and {line["id"] for line in lines} <= held_out
-        and all(line["kind"] != line["suggested"] for line in lines)
-    )
+    assert lines
+    assert {line["id"] for line in lines} <= held_out
+    assert all(line["kind"] != line["suggested"] for line in lines)
 
 
 def test_settings_decide_which_checks_there_are(lab, candidate):

@@ -284,16 +284,6 @@ def test_too_large_a_share_of_quarantined_rows_blocks_the_batch() -> None:
     assert "6 of 11 rows quarantined, most often: no label" in gate(6).description
 
 
-@pytest.mark.parametrize(
-    ("severities", "severity"),
-    [({}, "warn"), ({"labels_are_known": "error"}, "error"), ({"labels_are_known": "off"}, None)],
-)
-def test_the_yaml_says_how_severe_a_rule_is(severities: dict[str, Any], severity: str | None) -> None:
-    chosen = ExamplesSettings(label="kind", labels=["notice", "text"], severities=severities)
-    checks = examples.examine(table(sound_rows({"label": "poem"}, {}, {})), chosen, "b").checks
-    assert {check.name: check.severity for check in checks}.get("labels_are_known") == severity
-
-
 def test_the_documentation_names_every_rule() -> None:
     section = (
         (Path(__file__).parents[1] / "docs/data/rules.md")

@@ -133,15 +133,6 @@ class TestLanguage:
         labels = LanguageIdentifier.from_model_file(MODEL_FILE).labels
         assert sorted(set(map(str, labels)) - {"zxx"}) == sorted(LANGUAGES)
 
-    def test_a_text_of_no_known_language_is_not_quarantined(self) -> None:
-        rows = sound_rows(
-            {"text": "MIT"}, {"text": "Diese Lizenz gilt für die Software und für ihre Dokumentation."}
-        )
-        examined = examples.examine(table(rows), ExamplesSettings(label="kind", languages=["en"]), "b")
-        assert examined.quarantined.select(["text", "reasons"]).to_pylist() == [
-            {"text": rows[1]["text"], "reasons": ["unexpected language"]}
-        ]
-
 
 class TestDamage:
     @pytest.mark.parametrize("encoding", ["cp1252", "latin-1"])

@@ -32,11 +32,6 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
-    return prepare(tmp_path_factory.mktemp("tiny"), tiny=True)
-
-
-@pytest.fixture(scope="module")
 def fitted(prepared: Prepared, tmp_path_factory: pytest.TempPathFactory) -> Fit:
     """The real MiniLM, one epoch over 250 real texts or so."""
     return train(
@@ -180,7 +175,14 @@ class TestDivergence:
         assert all(map(math.isnan, scores.values()))
 
 
-@pytest.mark.parametrize("harm", ["no seal", "cut short", "file missing"])
+@pytest.mark.parametrize(
+    "harm",
+    [
+        pytest.param(lambda folder: (folder / checkpoints.SEAL).unlink(), id="no seal"),
+        pytest.param(lambda folder: (folder / "model.safetensors").write_bytes(b"wei"), id="cut short"),
+        pytest.param(lambda folder: (folder / "model.safetensors").unlink(), id="file missing"),
+    ],
+)
 def test_torn_checkpoint_is_skipped(tmp_path, harm):
     for step in (9, 10):  # sorted as text, 9 would be the newest
         aside = tmp_path / "aside"
@@ -188,12 +190,7 @@ def test_torn_checkpoint_is_skipped(tmp_path, harm):
         (aside / "model.safetensors").write_bytes(b"weights")
         checkpoints.publish(aside, tmp_path / f"checkpoint-{step}", num_incidents=0, is_planned=True)
     assert checkpoints.latest_checkpoint(tmp_path).name == "checkpoint-10"
-    if harm == "no seal":
-        (tmp_path / "checkpoint-10" / checkpoints.SEAL).unlink()
-    elif harm == "cut short":
-        (tmp_path / "checkpoint-10" / "model.safetensors").write_bytes(b"wei")
-    else:
-        (tmp_path / "checkpoint-10" / "model.safetensors").unlink()
+    harm(tmp_path / "checkpoint-10")
     assert checkpoints.latest_checkpoint(tmp_path).name == "checkpoint-9"
 
 

@@ -69,7 +69,9 @@ def test_documents_become_a_promoted_language_model(first: tuple[projects.Projec
     assert window.metadata["status"] == "warming_up"
     assert release.read_champion(store, CASE).checkpoint == latest(store, CASE, "finetuned_checkpoint").ref
     card = (store.folder(latest(store, CASE, "champion_model")) / "README.md").read_text()
-    assert "| base model, not fine-tuned |" in card and "perplexity" in card and "Labels" not in card
+    assert "| base model, not fine-tuned |" in card
+    assert "perplexity" in card
+    assert "Labels" not in card
     isolation = "several documents each: documents that share a row of llama do not move one another ("
     assert f"| Rows | {isolation}" in card and isolation in (store.folder(report) / "report.md").read_text()
     metrics = report.metadata

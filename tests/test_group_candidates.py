@@ -40,4 +40,6 @@ def test_an_ingestion_ends_with_the_field_where_no_group_is_set(project: project
     for group in (None, "expression"):
         project.configure(examples={"group": group})
         lines.append([line for line in data_summary(project.use_case(), store, 1.0) if "  group" in line])
-    assert lines[1] == [] and len(lines[0]) == 1 and lines[0][0].endswith("set examples.group: expression")
+    assert lines[1] == []
+    assert len(lines[0]) == 1
+    assert lines[0][0].endswith("set examples.group: expression")

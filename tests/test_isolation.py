@@ -170,7 +170,9 @@ def test_gradients_are_probed_beside_logits() -> None:
     model = build(APART["llama"])
     model.model.layers[0].register_forward_hook(lambda module, given, output: _LeakingBackward.apply(output))
     found = probe(model, 64)
-    assert not found.is_isolated and found.logit_change == 0 and found.gradient_change > 1e-3
+    assert not found.is_isolated
+    assert found.logit_change == 0
+    assert found.gradient_change > 1e-3
 
 
 def test_probe_leaves_the_model_as_it_was() -> None:

@@ -108,7 +108,9 @@ def test_losses_stay_and_layers_are_replaced(family: str) -> None:
     """Also where a family's own default is another."""
     chosen = kernels.switches(family)
     assert not chosen["cross_entropy"] and not chosen["fused_linear_cross_entropy"]
-    assert chosen["rms_norm"] and chosen["rope"] and (chosen.get("swiglu") or chosen.get("geglu"))
+    assert chosen["rms_norm"]
+    assert chosen["rope"]
+    assert chosen.get("swiglu") or chosen.get("geglu")
 
 
 @needs_liger

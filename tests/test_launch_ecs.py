@@ -77,7 +77,9 @@ def test_through_throttling_errors_lost_and_late_answers_one_task_runs_and_what_
     service.lost.update(RunTask=1)
     service.unseen_seconds = service.late_seconds = 1.0
     failure, messages = run_stage(launcher(), "writes", url)
-    assert failure is None and len(service.tasks) == 1 and service.calls["RunTask"] >= 3
+    assert failure is None
+    assert len(service.tasks) == 1
+    assert service.calls["RunTask"] >= 3
     assert [each for each in messages if each == "reading the rows"] == [
         "reading the rows"
     ] and "step 1/1,000 (0%), loss 0.25" in messages
@@ -176,7 +178,9 @@ def test_secrets_reach_the_container_alone(service, url):
 class TestRefused:
     def of(self, url: str, **changes: Any) -> str:
         failure, _ = run_stage(launcher(**changes), "writes", url)
-        assert failure is not None and "\n" not in failure and failure.endswith("[settings]")
+        assert failure is not None
+        assert "\n" not in failure
+        assert failure.endswith("[settings]")
         return failure
 
     @pytest.mark.fault("the image, version or Python is another one", "ecs")
@@ -392,7 +396,9 @@ class TestStatus:
     @pytest.mark.fault("memory runs out", "ecs")
     def test_a_task_without_last_words_is_classified_by_why_it_stopped(self, code, reason, said, failure):
         found = self.of(stopCode=code, stoppedReason=reason, container={"reason": said})
-        assert found.state == "failed" and found.failure == failure and "\n" not in found.reason
+        assert found.state == "failed"
+        assert found.failure == failure
+        assert "\n" not in found.reason
 
     def test_one_empty_look_is_no_end(self, monkeypatch):
         chosen = launcher()
@@ -400,7 +406,9 @@ class TestStatus:
         looks = [[], [task], [], [], []]
         monkeypatch.setattr(aws, "LATE_SECONDS", 0.0)
         monkeypatch.setattr(chosen, "_tasks", lambda _: looks.pop(0))
-        assert chosen.poll(NAME).state == "running" and chosen.poll(NAME).state == "gone" and looks == []
+        assert chosen.poll(NAME).state == "running"
+        assert chosen.poll(NAME).state == "gone"
+        assert looks == []
 
     def test_last_words_count_unless_ecs_knows_better(self):
         own, killed = (

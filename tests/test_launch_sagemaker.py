@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from probe_workloads.definitions import probe_job
 
@@ -24,6 +23,7 @@ from tests import launch_scenes, manifests, s3_server as s3_servers
 from tests.aws_double import IMAGE, ROLE
 from tests.launch_scenes import (
     NAME,
+    process,
     run_probe,
     run_stage,
     serving,
@@ -81,7 +81,9 @@ def two_hosts(service: SageMaker) -> dict[str, Any]:
 def test_a_workload_runs_there_and_its_progress_output_cost_and_failures_arrive(service, url, capfd):
     service.late_seconds = 1.0
     failure, messages = run_stage(launcher(), "writes", url)
-    assert failure is None and "reading the rows" in messages and "step 1/1,000 (0%), loss 0.25" in messages
+    assert failure is None
+    assert "reading the rows" in messages
+    assert "step 1/1,000 (0%), loss 0.25" in messages
     assert "] reading the rows\n" in capfd.readouterr().out, "output that came late is waited for"
     launch = recorded(url)
     assert (launch.state, launch.place, launch.hourly_usd) == ("succeeded", "111122223333/us-east-1", 0.192)
@@ -134,10 +136,7 @@ def test_spot_interruption(service, url, returns):
 def test_a_stopped_job_writes_its_checkpoint_and_leaves_no_process(service, url):
     sage = launcher()
     sage.submit(spec(url, "works"))
-    wait_for((service.folder / "workload0.pid").exists, "the workload started")
-    processes = [
-        psutil.Process(int((service.folder / f"{name}0.pid").read_text())) for name in ("workload", "helper")
-    ]
+    processes = [process(service.folder, f"{name}0") for name in ("workload", "helper")]
     sage.stop(NAME)
     assert (service.folder / "checkpoint0").read_text() == "complete" and not any(map(is_alive, processes))
     assert "stopped in SageMaker" in sage.poll(NAME).reason

@@ -1,6 +1,5 @@
 """The launcher `ssh` against a real sshd: followed, cut off, attached to again, cancelled, refused."""
 
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
@@ -17,6 +16,7 @@ from fullft_assets.launch.supervisor import is_alive
 from fullft_assets.resources import driver
 from fullft_assets.settings import SshLauncherSettings
 from tests.launch_scenes import NAME, SECONDS, process, run_stage, spec
+from tests.machine import processes_with
 from tests.ssh_server import SshServer
 
 
@@ -28,12 +28,9 @@ def server(tmp_path: Path) -> Iterator[SshServer]:
     server.start()
     yield server
     server.cut()
-    for running in psutil.process_iter():
-        with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-            if running.pid != os.getpid() and running.environ().get("FULLFT_CACHE") == str(
-                tmp_path / "cache"
-            ):
-                running.kill()
+    for running in processes_with("FULLFT_CACHE", tmp_path / "cache"):
+        with suppress(psutil.NoSuchProcess):
+            running.kill()
 
 
 def launcher(server: SshServer, **changes: object) -> SshLauncher:
@@ -44,7 +41,9 @@ def launcher(server: SshServer, **changes: object) -> SshLauncher:
 def test_a_workload_runs_there_and_its_progress_output_and_failures_arrive(server, tmp_path, capfd):
     ssh = launcher(server)
     failure, messages = run_stage(ssh, "writes", tmp_path)
-    assert failure is None and "reading the rows" in messages and "step 1/1,000 (0%), loss 0.25" in messages
+    assert failure is None
+    assert "reading the rows" in messages
+    assert "step 1/1,000 (0%), loss 0.25" in messages
     assert "] reading the rows\n" in capfd.readouterr().out
     failure, _ = run_stage(ssh, "refuses", tmp_path)
     assert failure == "documents/a.csv:3: no field `label`; name it in examples.label [data]"
@@ -171,11 +170,9 @@ class TestRefused:
             changes = {"options": server.settings()["options"] | files}
         with pytest.raises(WorkloadError, match=line) as raised:
             launcher(server, **changes).submit(LaunchSpec(NAME, "probe_workloads.probe", ()))
-        assert (
-            raised.value.failure == "settings"
-            and not isinstance(raised.value, Unreachable)
-            and "\n" not in str(raised.value)
-        )
+        assert raised.value.failure == "settings"
+        assert not isinstance(raised.value, Unreachable)
+        assert "\n" not in str(raised.value)
 
     def test_a_path_with_a_space_is_one_path_and_anybodys_home_is_found(self, server, tmp_path):
         (tmp_path / "a b").mkdir()
@@ -186,8 +183,6 @@ class TestRefused:
             "UserKnownHostsFile": str(tmp_path / "a b/known_hosts"),
         }
         assert launcher(server, options=server.settings()["options"] | files).poll(NAME).state == "gone"
-        assert (
-            _quoted("~john-doe/a b") == "~john-doe/'a b'"
-            and _quoted("~/x") == "~/x"
-            and _quoted("~;x/y") == "'~;x/y'"
-        )
+        assert _quoted("~john-doe/a b") == "~john-doe/'a b'"
+        assert _quoted("~/x") == "~/x"
+        assert _quoted("~;x/y") == "'~;x/y'"

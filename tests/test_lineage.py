@@ -1,6 +1,7 @@
 """Training from the champion: its weights, the refusals, and a complete lineage."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -142,8 +143,6 @@ class TestStartingPoint:
         manifests.promote(case.store, case.use_case.name, made.ref, snapshot=made.metadata["snapshot"])
 
     def test_is_fixed_when_it_is_first_asked_for(self, encoder: Prepared, champion: Manifest) -> None:
-        # Another test may have crowned one.
-        Path(encoder.store.url, "pointers", encoder.use_case.name, "champion.json").unlink(missing_ok=True)
         assert self.find(encoder, "one") is None
         self.crown(encoder, champion)
         assert self.find(encoder, "one") is None and self.find(encoder, "two") == champion
@@ -174,16 +173,8 @@ class TestWhatItLearned:
     def test_rows_of_an_earlier_training_are_not_tested_on(
         self, encoder: Prepared, champion: Manifest
     ) -> None:
-        parts = encoder.snapshot.metadata["parts"]
-        labeled, tokenized = (
-            {name: encoder.store.load(part[kind]) for name, part in parts.items()}
-            for kind in ("examples", "chunks")
-        )
         reseeded = encoder.use_case.settings.model_copy(update={"seed": 3})
-        use_case = type(encoder.use_case)(
-            encoder.use_case.name, reseeded, encoder.use_case.yaml_path, encoder.use_case.project_root
-        )
-        other = snapshot.take(encoder.store, use_case, labeled, tokenized)
+        other = replace(encoder, use_case=replace(encoder.use_case, settings=reseeded)).take_again()
         test = snapshot.load_split(encoder.store, other, "test")
         seen = set(test.texts) & set(encoder.split("train").texts)
         assert len(seen) > 10

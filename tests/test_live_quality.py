@@ -379,7 +379,9 @@ class TestLabelAudit:
         )
         label("random.jsonl", at_random=True)
         confirmed, fell = decide()
-        assert fell and confirmed.action == "wait" and confirmed.count_first
+        assert fell
+        assert confirmed.action == "wait"
+        assert confirmed.count_first
 
 
 def snapshot_of(store: Store, learned: Manifest) -> Manifest:

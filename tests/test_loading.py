@@ -3,7 +3,6 @@ cases.
 """
 
 import shutil
-import sys
 from pathlib import Path
 
 import dagster as dg
@@ -39,8 +38,6 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> projects.Project
     """A project that can be imported, as the current folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    for name in [name for name in sys.modules if name.partition(".")[0] == "my_project"]:
-        monkeypatch.delitem(sys.modules, name)
     return projects.create(tmp_path, rows=5)
 
 

@@ -147,7 +147,9 @@ def test_the_verdict_says_what_changed(scale: Scale) -> None:
     assert "tokens of a text: 40" in verdict.moved[0] and "most `c`: " in verdict.moved[1]
     assert "-> 100.0%" in verdict.moved[1]
     outcome = monitoring.check(verdict)
-    assert not outcome.passed and outcome.severity == "warn" and "explanation.md" in outcome.description
+    assert not outcome.passed
+    assert outcome.severity == "warn"
+    assert "explanation.md" in outcome.description
     assert DriftVerdict.model_validate_json(verdict.model_dump_json()) == verdict
     table = monitoring.render_table(verdict)
     assert len(table) < 1_000 and table.count("\n| ") == 3
@@ -425,7 +427,9 @@ def test_one_row_a_group_and_one_a_cluster_whatever_the_order() -> None:
     groups = ["x", "x", "x", "y", None, "", "y", *[None] * 5]
     chosen = monitoring.independent_rows(texts, groups, 7)
     kept = {texts[index] for index in chosen}
-    assert len(chosen) == 5 and "e" in kept and len(kept & set(related)) == 1
+    assert len(chosen) == 5
+    assert "e" in kept
+    assert len(kept & set(related)) == 1
     assert list(chosen) == sorted(chosen)
     turned = monitoring.independent_rows(texts[::-1], groups[::-1], 7)
     assert {texts[::-1][index] for index in turned} == kept

@@ -20,7 +20,7 @@ from fullft_assets.training.finetuning import Fit, fine_tune
 from fullft_assets.training.optimizers import adafactor, adamw
 from fullft_assets.training.optimizers.low_memory import LowMemoryOptimizer, Update
 from tests.optimizer_steps import Stopping
-from tests.prepared import Prepared, prepare
+from tests.prepared import Prepared
 from tests.test_isolation import LEAKING, build
 from tests.test_planning import MEASURED
 
@@ -123,11 +123,6 @@ class TestRounding:
         weight.grad = torch.tensor([math.nan, math.inf, 0.0], dtype=torch.bfloat16)
         LowMemoryOptimizer([{"params": [weight], "lr": 1.0, "weight_decay": 0.0}], descend).step()
         assert [math.isfinite(value) for value in weight.tolist()] == [False, False, True]
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
-    return prepare(tmp_path_factory.mktemp("tiny"), tiny=True)
 
 
 def quick(optimizer: str, **changes: object) -> TrainingSettings:

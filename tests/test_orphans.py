@@ -19,6 +19,7 @@ from fullft_assets.resources import open_store
 from fullft_assets.settings import LauncherSettings
 from fullft_assets.store import Store
 from tests import project as projects
+from tests.launch_scenes import recorded
 
 LAUNCHER = LocalLauncher(LauncherSettings(grace_seconds=0))
 NOW = time.time()
@@ -68,11 +69,6 @@ def store(tmp_path: Path) -> Store:
     return Store(str(tmp_path / "store"))
 
 
-def recorded(store: Store) -> records.Launch:
-    (found,) = records.launches(store, "letters")
-    return found
-
-
 def suspected(store: Store, hours: float | None, now: float = float("inf")) -> list[records.Launch]:
     """Return what is due by now, so many hours after the end of the run; None: it goes on."""
     found = records.orphans(store, "letters", lambda _: None if hours is None else NOW - hours * HOUR)
@@ -102,10 +98,13 @@ def test_a_job_is_ended_so_long_after_its_run_and_not_before(store, launch):
     made = launch(store, hourly_usd=2.0)
     assert suspected(store, 0.5) == [made] and ended(store, 0.5) == []
     ((line, is_stopped),) = ended(store, 1.5)
-    assert is_stopped and line.endswith(", after 5.00 h and 10.00 USD") and not runs(store, made)
-    assert (recorded(store).state, recorded(store).failure) == ("stopped", "preemption") and suspected(
-        store, 1.5
-    ) == []
+    assert is_stopped
+    assert line.endswith(", after 5.00 h and 10.00 USD")
+    assert not runs(store, made)
+    assert (recorded(store, "letters").state, recorded(store, "letters").failure) == (
+        "stopped",
+        "preemption",
+    ) and suspected(store, 1.5) == []
 
 
 @pytest.mark.fault("clock skew of hours", "ssh", "kubernetes", "ecs", "sagemaker", "ray")
@@ -124,7 +123,10 @@ def test_where_the_clock_of_a_run_was_ahead_its_job_is_left_so_much_longer_and_n
 def test_an_end_that_nobody_recorded_is_recorded(store, launch):
     launch(store, runs=False)
     assert [is_stopped for _, is_stopped in ended(store, 2.0)] == [False]
-    assert (recorded(store).state, recorded(store).failure) == ("failed", "infrastructure")
+    assert (recorded(store, "letters").state, recorded(store, "letters").failure) == (
+        "failed",
+        "infrastructure",
+    )
 
 
 def test_a_job_that_a_run_attaches_to_meanwhile_runs_on(store, launch):
@@ -132,7 +134,10 @@ def test_a_job_that_a_run_attaches_to_meanwhile_runs_on(store, launch):
     due = suspected(store, 2.0)
     records.claim(store, made.model_copy(update={"run_id": "second", "submitted_at": NOW}), lambda _: False)
     assert [is_stopped for _, is_stopped in records.end_orphans(store, due)] == [False]
-    assert runs(store, made) and (recorded(store).run_id, recorded(store).ended_at) == ("second", None)
+    assert runs(store, made) and (recorded(store, "letters").run_id, recorded(store, "letters").ended_at) == (
+        "second",
+        None,
+    )
 
 
 def test_a_backend_that_does_not_answer_leaves_it_on_record_as_running_and_is_asked_once(
@@ -187,7 +192,7 @@ class TestInDagster:
             (request,) = tick().run_requests
             assert request.tags["orphans/jobs"] == made.name_in(store)
             done = defs.resolve_job_def("letters_end_orphans").execute_in_process(instance=instance)
-            assert not runs(store, made) and recorded(store).state == "stopped"
+            assert not runs(store, made) and recorded(store, "letters").state == "stopped"
             assert instance.get_run_by_id(done.run_id).tags["orphans/stopped"] == "1"
             launch(
                 store,

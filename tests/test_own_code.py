@@ -124,9 +124,6 @@ class TestRefusals:
             for key, message in validate(settings, case.use_case.project_root)
         ]
 
-    def test_nothing_is_wrong_with_a_whole_one(self, case: Prepared, copy: Path) -> None:
-        assert self.problems(case, copy) == []
-
     def test_models_without_code_go_with_those_that_have_it(
         self, case: Prepared, copy: Path, tmp_path: Path
     ) -> None:

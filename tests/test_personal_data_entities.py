@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import shutil
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +122,7 @@ def test_a_pipeline_without_a_label_for_a_kind_is_refused(pipeline: Path, tmp_pa
 def test_an_unknown_pipeline_is_one_line_of_the_check(
     project: projects.Project, monkeypatch: pytest.MonkeyPatch, named: str, message: str
 ) -> None:
-    _pretend_installed(monkeypatch)
+    _pretend(monkeypatch, importlib.util.find_spec("json"))
     project.deliver("delivery-1.jsonl", projects.licence_rows(30))
     project.configure(examples={"pii": "mask", "pii_model": named})
     assert _problem(project) == f"examples.pii_model: {message}"
@@ -131,21 +132,18 @@ def test_without_the_extra_the_check_says_what_to_install(
     project: projects.Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     project.configure(examples={"pii": "mask", "pii_model": "en_core_web_md"})
-    real = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name, *more: None if name == "spacy" else real(name, *more)
-    )
+    _pretend(monkeypatch, None)
     line = "examples.pii_model: needs spacy; pip install 'fullft-assets[pii]', or remove it"
     assert _problem(project) == line
 
 
-def _pretend_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+def _pretend(monkeypatch: pytest.MonkeyPatch, spacy: ModuleSpec | None) -> None:
+    """Have another package, or none, where spaCy would be."""
     real = importlib.util.find_spec
-    installed = real("json")
     monkeypatch.setattr(
         importlib.util,
         "find_spec",
-        lambda name, *more: installed if name == "spacy" else real(name, *more),
+        lambda name, *more: spacy if name == "spacy" else real(name, *more),
     )
 
 

@@ -12,38 +12,29 @@ from fullft_assets.planning.plan import peak_on_cpu
 from fullft_assets.progress import Progress
 from fullft_assets.resources import set_latest
 from fullft_assets.training import measuring
-from tests.prepared import Prepared, prepare
-
-
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
-    return prepare(tmp_path_factory.mktemp("plan"), tiny=True)
+from tests.prepared import Prepared
 
 
 @pytest.mark.slow
-def test_the_plan_is_printed_without_weights(prepared: Prepared) -> None:
+def test_the_plan_is_printed_without_weights(tiny: Prepared) -> None:
     with pytest.raises(FullftError, match="no snapshot yet.*`fullft ingest"):
-        plan(replace(prepared.use_case, name="other"), prepared.store)
-    set_latest(prepared.store, prepared.use_case.name, "training_snapshot", prepared.snapshot)
-    lines = plan(prepared.use_case, prepared.store)
+        plan(replace(tiny.use_case, name="other"), tiny.store)
+    set_latest(tiny.store, tiny.use_case.name, "training_snapshot", tiny.snapshot)
+    lines = plan(tiny.use_case, tiny.store)
     assert any(line.startswith("this machine") for line in lines)
     assert any(line.startswith("p5.48xlarge (8 x H100)") for line in lines)
     assert any(line.startswith("Recommended: this machine") for line in lines)
     assert not any(line.startswith("No verdict is possible") for line in lines)
-    release = prepared.use_case.settings.release.model_copy(update={"min_effective_groups": 1_000})
-    strict = replace(
-        prepared.use_case, settings=prepared.use_case.settings.model_copy(update={"release": release})
-    )
-    assert plan(strict, prepared.store)[-1].startswith("No verdict is possible: ")
+    release = tiny.use_case.settings.release.model_copy(update={"min_effective_groups": 1_000})
+    strict = replace(tiny.use_case, settings=tiny.use_case.settings.model_copy(update={"release": release}))
+    assert plan(strict, tiny.store)[-1].startswith("No verdict is possible: ")
 
 
 @pytest.mark.slow
-def test_the_plan_of_the_workload_names_what_fits(
-    prepared: Prepared, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_plan_of_the_workload_names_what_fits(tiny: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
     # With this little memory the pass of the YAML does not fit, a smaller one does.
-    planner = measuring.TargetPlanner(prepared.recipe, prepared.use_case.settings, 0)
-    settings = prepared.use_case.settings.training
+    planner = measuring.TargetPlanner(tiny.recipe, tiny.use_case.settings, 0)
+    settings = tiny.use_case.settings.training
     whole, smallest = (
         planner.memory(
             settings.model_copy(update={"micro_batch_size": rows}), "fp32", is_gpu=False, processes=1
@@ -57,14 +48,16 @@ def test_the_plan_of_the_workload_names_what_fits(
         measuring, "this_machine", lambda settings, speed: here(settings, speed).model_copy(update=small)
     )
     monkeypatch.setattr(measuring, "_available_memory_bytes", lambda *processes: 2**20)
-    job = prepared.job("pilot_run", "small")
-    workload.work(job, prepared.store, Progress(silent=True))
-    manifest = prepared.store.find(job.case, "feasibility_plan", job.key)
+    job = tiny.job("pilot_run", "small")
+    workload.work(job, tiny.store, Progress(silent=True))
+    manifest = tiny.store.find(job.case, "feasibility_plan", job.key)
     assert manifest is not None
     assert " fit: training.micro_batch_size: 1" in manifest.check("fits_in_memory").description
     plan_metadata = PlanMetadata.of(manifest)
-    assert plan_metadata.targets and plan_metadata.recommended and plan_metadata.flops > 0
-    set_latest(prepared.store, prepared.use_case.name, "training_snapshot", prepared.snapshot)
-    set_latest(prepared.store, prepared.use_case.name, "feasibility_plan", manifest)
-    lines = plan(prepared.use_case, prepared.store)
+    assert plan_metadata.targets
+    assert plan_metadata.recommended
+    assert plan_metadata.flops > 0
+    set_latest(tiny.store, tiny.use_case.name, "training_snapshot", tiny.snapshot)
+    set_latest(tiny.store, tiny.use_case.name, "feasibility_plan", manifest)
+    lines = plan(tiny.use_case, tiny.store)
     assert any("on this machine measured by the last plan" in line for line in lines)

@@ -196,9 +196,9 @@ def test_rows_without_a_text_are_named_and_the_others_answered(
     assert [json.loads(line)["row"] for line in said.out.splitlines()] == [2]
     lines = [line for line in said.err.splitlines() if line.startswith(str(path))]
     assert [line.split(": ")[0] for line in lines[:4]] == [f"{path}:{number}" for number in (1, 3, 4, 5)]
-    assert (
-        "the text is empty" in lines[0] and "not JSON" in lines[1] and "`text` (documents.text)" in lines[2]
-    )
+    assert "the text is empty" in lines[0]
+    assert "not JSON" in lines[1]
+    assert "`text` (documents.text)" in lines[2]
     assert lines[-1] == f"{path}: 6 more rows without a text" and len(lines) == 11
 
 

@@ -29,7 +29,9 @@ def other_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_ours_are_imported_when_asked_for() -> None:
     letters = registry()
-    assert letters.names == ["alpha", "broken"] and "alpha" in letters and "beta" not in letters
+    assert letters.names == ["alpha", "broken"]
+    assert "alpha" in letters
+    assert "beta" not in letters
     assert letters.get("alpha") == "abcdefghijklmnopqrstuvwxyz"
     with pytest.raises(ModuleNotFoundError):
         letters.get("broken")

@@ -672,7 +672,9 @@ class TestByHand:
         release.rollback(store, "demo", reason="worse on Mondays", by="run-2")
         release.promote(store, "demo", champion("c"), reason="needed")
         state = release.read_state(store, "demo")
-        assert state is not None and state.frozen is not None and state.current == champion("c")
+        assert state is not None
+        assert state.frozen is not None
+        assert state.current == champion("c")
         assert [(each.action, each.reason, each.by) for each in state.interventions] == [
             ("promote", "needed", "r"),
             ("rollback", "worse on Mondays", "run-2"),
@@ -877,6 +879,9 @@ def test_any_label_and_text_is_safe_in_the_card(lab, name):
     )
     assert huggingface_hub.ModelCard(card).data.base_model == front_matter_of(card)["base_model"] == "tiny"
     page = markdown.to_html(card.split("---\n", 2)[2], {})
-    assert "<img" not in page and "\u202e" not in card and page.count("<h1>") == 1 and "<em>" not in page
+    assert "<img" not in page
+    assert "\u202e" not in card
+    assert page.count("<h1>") == 1
+    assert "<em>" not in page
     for table in re.findall(r"(?:^\|.*\n)+", card, flags=re.M):
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1, table

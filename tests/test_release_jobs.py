@@ -91,11 +91,16 @@ class Released:
 
 
 @pytest.fixture
-def released(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Released]:
+def instance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dg.DagsterInstance]:
     monkeypatch.delenv("FULLFT_STORE", raising=False)
     (tmp_path / "dagster").mkdir()
     with dg.DagsterInstance.local_temp(str(tmp_path / "dagster")) as instance:
-        yield Released(tmp_path, instance)
+        yield instance
+
+
+@pytest.fixture
+def released(tmp_path: Path, instance: dg.DagsterInstance) -> Released:
+    return Released(tmp_path, instance)
 
 
 def test_the_store_is_cleaned_up_by_a_run_that_waits_for_others(released: Released) -> None:
@@ -136,31 +141,30 @@ def test_rolled_back_by_a_run_with_its_reason(released: Released) -> None:
 
 
 def test_a_change_by_hand_holds_where_the_copy_fails_and_the_asset_copies_later(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, instance: dg.DagsterInstance
 ) -> None:
-    monkeypatch.delenv("FULLFT_STORE", raising=False)
-    (tmp_path / "dagster").mkdir()
     (tmp_path / "served").write_text("a file where the folder belongs")
-    with dg.DagsterInstance.local_temp(str(tmp_path / "dagster")) as instance:
-        released = Released(tmp_path, instance, push_to="served")
-        promoted = released.run("promote", reason="the law changed", checkpoint=released.second.ref)
-        assert "Promoted by hand" in released.newest("materialization")["outcome"]
-        back = released.run("rollback", reason="worse on Mondays")
-        assert promoted.success and back.success and released.champion == released.first.ref
-        for run in (promoted, back):
-            (said,) = [
-                entry.user_message
-                for entry in instance.all_logs(run.run_id)
-                if "pushing to served failed: " in entry.user_message
-            ]
-            assert "; materialise champion_model " in said and "\n" not in said
-        card = latest(released.store, "demo", "champion_model")
-        assert card is not None and card.metadata["checkpoint"] == released.first.ref
-        (tmp_path / "served").unlink()
-        # What the gates judge is the checkpoint that was rolled back, so the champion stays.
-        assert not released.materialize(released.second, released.green).get_asset_materialization_events()
-        pushed = json.loads((tmp_path / "served" / "champion.json").read_text())
-        assert pushed["checkpoint"] == released.first.ref
+    released = Released(tmp_path, instance, push_to="served")
+    promoted = released.run("promote", reason="the law changed", checkpoint=released.second.ref)
+    assert "Promoted by hand" in released.newest("materialization")["outcome"]
+    back = released.run("rollback", reason="worse on Mondays")
+    assert promoted.success
+    assert back.success
+    assert released.champion == released.first.ref
+    for run in (promoted, back):
+        (said,) = [
+            entry.user_message
+            for entry in instance.all_logs(run.run_id)
+            if "pushing to served failed: " in entry.user_message
+        ]
+        assert "; materialise champion_model " in said and "\n" not in said
+    card = latest(released.store, "demo", "champion_model")
+    assert card is not None and card.metadata["checkpoint"] == released.first.ref
+    (tmp_path / "served").unlink()
+    # What the gates judge is the checkpoint that was rolled back, so the champion stays.
+    assert not released.materialize(released.second, released.green).get_asset_materialization_events()
+    pushed = json.loads((tmp_path / "served" / "champion.json").read_text())
+    assert pushed["checkpoint"] == released.first.ref
 
 
 def test_the_summary_of_a_run_says_what_the_release_came_to(
@@ -200,15 +204,13 @@ def test_an_error_of_the_audit_keeps_the_champion_until_it_is_fixed(
     assert (entries[-1].run, entries[-1].about) == (run_id, released.second.ref)
 
 
-def test_two_approvers_whom_the_login_names(tmp_path: Path) -> None:
-    (tmp_path / "dagster").mkdir()
-    with dg.DagsterInstance.local_temp(str(tmp_path / "dagster")) as instance:
-        released = Released(tmp_path, instance, approvers={"ann": "proxy", "ben": "proxy"}, approvals=2)
-        act = {"reason": "needed", "checkpoint": released.second.ref}
-        for person, is_success in (("", False), ("eve", False), ("ann", True), ("ann", True)):
-            done = released.run("promote", raise_on_error=False, person=person, **act)
-            assert done.success is is_success and released.champion == released.first.ref
-        assert released.run("promote", person="ben", **act).success
-        assert released.champion == released.second.ref
-        actions = [(entry.action, entry.person) for entry in read_record(released.store).entries]
-        assert actions == [("approve promote", "ann")] * 2 + [("promote", "ben")]
+def test_two_approvers_whom_the_login_names(tmp_path: Path, instance: dg.DagsterInstance) -> None:
+    released = Released(tmp_path, instance, approvers={"ann": "proxy", "ben": "proxy"}, approvals=2)
+    act = {"reason": "needed", "checkpoint": released.second.ref}
+    for person, is_success in (("", False), ("eve", False), ("ann", True), ("ann", True)):
+        done = released.run("promote", raise_on_error=False, person=person, **act)
+        assert done.success is is_success and released.champion == released.first.ref
+    assert released.run("promote", person="ben", **act).success
+    assert released.champion == released.second.ref
+    actions = [(entry.action, entry.person) for entry in read_record(released.store).entries]
+    assert actions == [("approve promote", "ann")] * 2 + [("promote", "ben")]

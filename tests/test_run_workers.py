@@ -27,7 +27,7 @@ from fullft_assets.cli.follower import Terminal
 from fullft_assets.cli.run import Driver, interrupted_by_signals, open_code_location
 from fullft_assets.launch.supervisor import is_alive
 from fullft_assets.resources import run_workers
-from tests.machine import wait_for
+from tests.machine import processes_with, wait_for
 
 TESTS = Path(__file__).parent
 SECONDS = 90.0
@@ -54,10 +54,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     }.items():
         monkeypatch.setenv(name, value)
     yield tmp_path
-    for process in psutil.process_iter():
-        with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-            if process.pid != os.getpid() and process.environ().get("PROBE_FOLDER") == str(tmp_path):
-                process.kill()
+    for process in processes_with("PROBE_FOLDER", tmp_path):
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 @pytest.fixture

@@ -221,6 +221,16 @@ class TestBatches:
             "00002-x"
         }
 
+    def test_of_an_id_twice_in_a_file_the_last_row_counts_and_is_reported(
+        self, real: list[dict[str, Any]]
+    ) -> None:
+        again = [{**row, "text": f"{row['text']} as amended"} for row in real[:30]]
+        found = freeze_rows([*real, *again], real[100:110])
+        assert found.num_breaking["ids_are_unique"] == 30, "a later file may have the same id"
+        texts = {row["id"]: row["text_hash"] for row in rows_of(found)}
+        counted = [texts[row["id"]] == text_hash(row["text"]) for row in again if row["id"] in texts]
+        assert len(counted) > 10 and all(counted)
+
     def test_the_newest_row_of_an_id_counts_whatever_batch_it_came_in(
         self, real: list[dict[str, Any]]
     ) -> None:

@@ -303,6 +303,19 @@ class TestAnnotators:
             assert labels == ({voted} if voted else set()), "a tie contradicts a copy as well"
             assert all(each.index.equals(found[0].index) for each in found)
 
+    def test_of_rows_with_the_answer_of_most_the_newest_counts(self) -> None:
+        labels = {"ann": "notice", "bob": "reference", "cat": "notice"}
+        files = tuple(File(f"{who}.jsonl", 5, (("x", TEXT, labels[who], "g", who),)) for who in labels)
+        frozen = snapshot_of([base(), files])
+        places = zip(frozen.index["id"].to_pylist(), frozen.places["source"].to_pylist(), strict=True)
+        assert [source for id_, source in places if id_ == "x"] == ["cat.jsonl"]
+
+    def test_answers_about_an_older_text_do_not_count(self) -> None:
+        files = tuple(File(f"{who}.jsonl", 5, (("x", TEXT, "notice", "g", who),)) for who in ("ann", "bob"))
+        newer = File("newer.jsonl", 6, (("x", f"{TEXT}, amended", "reference", "g", "ann"),))
+        rows = snapshot_of([base(), files, (newer,)]).index.to_pylist()
+        assert [row["label"] for row in rows if row["id"] == "x"] == ["reference"]
+
     def test_it_is_in_the_metadata_and_is_judged_by_a_check(self, tmp_path: Path) -> None:
         prepared.write_tiny_model(tmp_path / "model")
         examined = {"severities": {"annotators_agree": "warn"}}
@@ -354,20 +367,19 @@ class TestAnnotators:
 class TestRowsOfOneBatch:
     """Which rows of a batch count depends on what arrives later in other ones."""
 
-    def rows(self, *batches: Batch) -> tuple[dict[str, dict[str, Any]], dict[str, int]]:
-        """Return what is kept by id, and what was left out by reason."""
+    def rows(self, *batches: Batch) -> dict[str, dict[str, Any]]:
+        """Return what is kept, by id."""
         batches_ = [base(), *batches]
         frozen = snapshot_of(batches_)
-        found = {
+        return {
             row["id"]: {**row, "text": text}
             for row, text in zip(frozen.index.to_pylist(), texts_of(batches_, frozen), strict=True)
         }
-        return found, frozen.metadata["left_out"]
 
     def test_a_contradiction_that_is_corrected_is_used_again(self) -> None:
         both = (File("a.jsonl", 5, (("x", TEXT, "notice", "g"), ("y", TEXT, "reference", "g"))),)
-        assert not {"x", "y"} & self.rows(both)[0].keys()
-        found, _ = self.rows(both, (File("b.jsonl", 6, (("y", TEXT, "notice", "g"),)),))
+        assert not {"x", "y"} & self.rows(both).keys()
+        found = self.rows(both, (File("b.jsonl", 6, (("y", TEXT, "notice", "g"),)),))
         # Of the two that agree now the first stays.
         assert (found["x"]["text"], found["x"]["label"]) == (TEXT, "notice") and "y" not in found
 
@@ -376,15 +388,15 @@ class TestRowsOfOneBatch:
             File("a.jsonl", 5, (("x", TEXT, "notice", "g"),)),
             File("b.jsonl", 6, (("x", "a wholly other text", "notice", "g"),)),
         )
-        found, _ = self.rows(versions, (File("b.jsonl", 7, ()),))
+        found = self.rows(versions, (File("b.jsonl", 7, ()),))
         assert found["x"]["text"] == TEXT
 
     def test_a_row_that_breaks_in_a_new_delivery_of_its_file_is_out_until_it_is_repaired(self) -> None:
         first = base()[0]
         id_, text, _, group = first.rows[3]
         broken = File(first.path, 5, (*first.rows[:3], (id_, text, "no known label", group), *first.rows[4:]))
-        assert id_ in self.rows()[0] and id_ not in self.rows((broken,))[0]
-        assert id_ in self.rows((broken,), (File(first.path, 6, first.rows),))[0]
+        assert id_ in self.rows() and id_ not in self.rows((broken,))
+        assert id_ in self.rows((broken,), (File(first.path, 6, first.rows),))
 
 
 class TestKilled:

@@ -18,6 +18,7 @@ from fullft_assets.snapshot import general as drawing, packing
 from fullft_assets.snapshot.screening import read_external
 from fullft_assets.store import Manifest, Store
 from tests import prepared, project as projects, smollm2
+from tests.test_snapshot_packing import read_back
 
 SHARE = 0.2
 
@@ -249,13 +250,10 @@ class TestSnapshot:
         needed = drawing.num_replay_tokens(sum(map(len, own)), SHARE)
         assert needed <= num_replayed < needed + 384
         plan = training.packing
-        seen = [np.zeros(len(chunk), int) for chunk in training.chunks]
-        for source, start, length in zip(plan.source, plan.start, plan.length, strict=True):
-            seen[source][start : start + length] += 1
-        assert all((counts == 1).all() for counts in seen)
+        lengths = np.array([len(chunk) for chunk in training.chunks])
+        assert all((counts == 1).all() for counts in read_back(plan, lengths))
         assert plan.capacity == 384 and plan.num_rows <= -(-plan.num_tokens // 384) + 1
         # General documents are spread over the rows of training, not kept for the end.
-        lengths = np.array([len(chunk) for chunk in training.chunks])
         places = []
         for plan in (packing.plan(lengths, 384, seed) for seed in range(20)):
             rows = np.repeat(np.arange(plan.num_rows), np.diff(plan.row_offsets))[plan.source >= len(own)]

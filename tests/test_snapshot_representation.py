@@ -7,12 +7,12 @@ import dagster as dg
 import numpy as np
 import pytest
 
-from fullft_assets import documents
 from fullft_assets.component import FullFineTune
 from fullft_assets.monitoring import SUMS, Sums, representation
 from fullft_assets.resources import latest, open_store, set_latest
 from fullft_assets.store import Manifest
 from tests import manifests, project as projects
+from tests.asset_runs import run_jobs
 from tests.checkpoint_metadata import checkpoint_metadata
 
 
@@ -76,21 +76,12 @@ class Live:
         self.instance, self.project = instance, project
         self.store = open_store(project.use_case(), instance)
 
-    def run(self, *assets: str, partition: str | None = None) -> None:
-        """Materialise assets with their checks, or the check alone where none is named."""
-        selection = (
-            dg.AssetSelection.assets(*([CASE, name] for name in assets))
-            if assets
-            else dg.AssetSelection.checks(KEY)
-        )
-        job = dg.define_asset_job("chosen", selection)
+    def run(self) -> None:
+        """Run the check alone."""
+        job = dg.define_asset_job("chosen", dg.AssetSelection.checks(KEY))
         loaded = FullFineTune(self.project.use_case()).build_defs()
         defs = dg.Definitions.merge(loaded, dg.Definitions(executor=dg.in_process_executor, jobs=[job]))
-        assert (
-            defs.resolve_job_def("chosen")
-            .execute_in_process(instance=self.instance, partition_key=partition)
-            .success
-        )
+        assert defs.resolve_job_def("chosen").execute_in_process(instance=self.instance).success
 
     def evaluation(self) -> dg.AssetCheckEvaluation:
         """Return the newest evaluation of the check as the instance keeps it."""
@@ -121,17 +112,9 @@ def live(tmp_path: Path) -> Iterator[Live]:
     """A project whose snapshot is taken."""
     project = projects.create(tmp_path / "root", CASE, rows=400)
     project.configure(monitoring={"path": f"data/{CASE}/production"}, documents={"settle_seconds": 0})
+    run_jobs(project, "ingest", "snapshot")
     with dg.DagsterInstance.from_config(str(project.home)) as instance:
-        live = Live(instance, project)
-        use_case = project.use_case()
-        (batch,) = documents.cut_batches(
-            live.store, CASE, documents.source_of(use_case, "batch"), use_case.settings.documents, "batch"
-        )
-        instance.add_dynamic_partitions(f"{CASE}/batch", [batch.name])
-        assets = ("raw_documents", "labeled_examples", "quarantined_examples", "tokenized_chunks")
-        live.run(*assets, partition=batch.name)
-        live.run("training_snapshot")
-        yield live
+        yield Live(instance, project)
 
 
 def test_what_the_model_in_production_predicts_is_compared(live, monkeypatch):

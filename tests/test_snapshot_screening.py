@@ -12,13 +12,10 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from fullft_assets import snapshot
 from fullft_assets.errors import DataError
 from fullft_assets.snapshot import screening
-from fullft_assets.store import Manifest
-from tests import prepared, project as projects
+from tests import project as projects
 
-WORD = re.compile(r"\w+")
 #: Few words, so that runs are often shared, in several scripts and cases.
 FEW = ["a", "B", "ä", "Привет", "x_1", "律师", "", "...", "b", "Μαΐου", "ΟΔΟΣ", "ไทย", "かな", "b。律"]
 few_words = st.lists(st.sampled_from(FEW), max_size=25).map(" ".join)
@@ -85,47 +82,6 @@ class TestNearDuplicates:
         runs, near = screen.shares_a_run(candidates), screen.is_near(candidates)
         assert np.array_equal(found, runs | near)
         assert (near & ~runs).any() and (runs & ~near).any()
-
-
-class TestSnapshot:
-    NUM_WORDS = 8
-
-    @pytest.fixture(scope="class")
-    def case(self, tmp_path_factory: pytest.TempPathFactory) -> prepared.Prepared:
-        return prepared.prepare(tmp_path_factory.mktemp("screened"), rows=400)
-
-    @pytest.fixture(scope="class")
-    def passage(self, case: prepared.Prepared) -> str:
-        """A few words from the middle of a text that trains."""
-        words = next(
-            found for text in case.split("train").texts if 30 < len(found := WORD.findall(text)) < 60
-        )
-        return " ".join(words[10 : 10 + self.NUM_WORDS])
-
-    def take(self, case: prepared.Prepared, passage: str, **changes: int) -> Manifest:
-        other = " ".join(f"word{number}" for number in range(20))
-        projects.write_rows(case.project.root / "evaluation.jsonl", [{"text": passage}, {"text": other}])
-        case.project.configure(snapshot={"screen": ["evaluation.jsonl"], **changes})
-        (labeled,), (tokenized,) = (
-            case.store.artifacts(case.use_case.name, stage)
-            for stage in ("labeled_examples", "tokenized_chunks")
-        )
-        batch = labeled.metadata["batch"]
-        return snapshot.take(case.store, case.project.use_case(), {batch: labeled}, {batch: tokenized})
-
-    def test_a_shorter_run_finds_them(
-        self, case: prepared.Prepared, passage: str, monkeypatch: pytest.MonkeyPatch
-    ):
-        monkeypatch.setattr(screening.Screen.__init__, "__kwdefaults__", {"num_words": self.NUM_WORDS})
-        taken = self.take(case, passage)
-        before = case.split("train")
-        overlaps = slow_overlaps(before.texts, [passage], self.NUM_WORDS)
-        assert 0 < sum(overlaps) < 20
-        left = [id_ for id_, overlap in zip(before.ids, overlaps, strict=True) if not overlap]
-        assert snapshot.load_split(case.store, taken, "train").ids == left
-        assert taken.metadata["left_out"]["train rows that overlap an external evaluation set"] >= sum(
-            overlaps
-        )
 
 
 class TestEvaluationSets:

@@ -46,6 +46,7 @@ from fullft_assets.store.metadata import Metadata
 from tests import manifests, project as projects
 from tests.machine import limited_files
 from tests.s3_server import S3Server
+from tests.serving import serving
 
 pytestmark = pytest.mark.quick
 
@@ -306,21 +307,20 @@ def bucket(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
 
     It answers one request at a time: with threads it would compare and write in two steps.
     """
-    server = make_server("127.0.0.1", 0, DomainDispatcherApplication(create_backend_app), threaded=False)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    env = {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.server_port}",
-        "AWS_ACCESS_KEY_ID": "a",
-        "AWS_SECRET_ACCESS_KEY": "b",
-    }
-    for name, value in {**env, "AWS_DEFAULT_REGION": "us-east-1"}.items():
-        monkeypatch.setenv(name, value)
-    name = f"b{abs(hash(tmp_path))}"
-    boto3.client("s3").create_bucket(Bucket=name)
-    yield f"s3://{name}/some/prefix"
-    server.shutdown()
-    thread.join()
+    one_at_a_time = make_server(
+        "127.0.0.1", 0, DomainDispatcherApplication(create_backend_app), threaded=False
+    )
+    with serving(one_at_a_time) as server:
+        env = {
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.server_port}",
+            "AWS_ACCESS_KEY_ID": "a",
+            "AWS_SECRET_ACCESS_KEY": "b",
+        }
+        for name, value in {**env, "AWS_DEFAULT_REGION": "us-east-1"}.items():
+            monkeypatch.setenv(name, value)
+        name = f"b{abs(hash(tmp_path))}"
+        boto3.client("s3").create_bucket(Bucket=name)
+        yield f"s3://{name}/some/prefix"
 
 
 class Clock:

@@ -20,12 +20,7 @@ from fullft_assets.tasks.context import open_recipe
 from fullft_assets.tasks.token_classification.recipe import TokenClassificationRecipe
 from fullft_assets.training import regularization
 from fullft_assets.training.finetuning import fine_tune
-from tests.prepared import Prepared, prepare, prepare_language_model
-
-
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
-    return prepare(tmp_path_factory.mktemp("encoder"), tiny=True)
+from tests.prepared import Prepared, prepare_language_model
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +28,7 @@ def language(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     return prepare_language_model(tmp_path_factory.mktemp("language"))
 
 
-@pytest.mark.parametrize("name", ["encoder", "language"])
+@pytest.mark.parametrize("name", ["tiny", "language"])
 class TestOpening:
     def test_another_tokenizer_than_the_snapshots_is_refused(
         self, name: str, request: pytest.FixtureRequest
@@ -61,24 +56,24 @@ def no_memory(*_: object, **__: object) -> None:
 
 
 def test_memory_that_runs_out_while_the_model_is_loaded_is_one_line(
-    encoder: Prepared, tmp_path: Path, monkeypatch
+    tiny: Prepared, tmp_path: Path, monkeypatch
 ) -> None:
     monkeypatch.setattr(regularization, "anchors", no_memory)
-    chosen = encoder.use_case.settings.training.model_copy(update={"l2_sp": 0.1})
+    chosen = tiny.use_case.settings.training.model_copy(update={"l2_sp": 0.1})
     with pytest.raises(
         OutOfMemory,
         match=r"before the first step: .* remove training\.l2_sp, ",
     ):
-        fine_tune(encoder.recipe, chosen, 17, tmp_path, Progress(silent=True))
+        fine_tune(tiny.recipe, chosen, 17, tmp_path, Progress(silent=True))
 
 
-def test_memory_that_runs_out_in_the_plan_is_one_line(encoder: Prepared, monkeypatch) -> None:
+def test_memory_that_runs_out_in_the_plan_is_one_line(tiny: Prepared, monkeypatch) -> None:
     monkeypatch.setattr(regularization, "anchors", no_memory)
     with pytest.raises(
         OutOfMemory,
         match=r"^not one .*; lower training\.micro_batch_size",
     ):
-        work(encoder.job("pilot_run"), encoder.store, Progress(silent=True))
+        work(tiny.job("pilot_run"), tiny.store, Progress(silent=True))
 
 
 class TestHeadOfTheBaseModel:
@@ -102,10 +97,10 @@ class TestHeadOfTheBaseModel:
     )
     @pytest.mark.parametrize("old", ["as many", 5])
     def test_it_is_drawn_anew(
-        self, encoder: Prepared, tmp_path: Path, kind: type, head: type, num_outputs: int, old: str | int
+        self, tiny: Prepared, tmp_path: Path, kind: type, head: type, num_outputs: int, old: str | int
     ) -> None:
         num_old = num_outputs if old == "as many" else old
-        before = head.from_pretrained(str(encoder.base_model), num_labels=num_old)
+        before = head.from_pretrained(str(tiny.base_model), num_labels=num_old)
         torch.nn.init.constant_(before.classifier.weight, 7.0)
         torch.nn.init.constant_(before.classifier.bias, 7.0)
         before.save_pretrained(tmp_path)
@@ -116,14 +111,14 @@ class TestHeadOfTheBaseModel:
         for name, weight in before.bert.encoder.state_dict().items():
             assert torch.equal(weight, found.bert.encoder.state_dict()[name]), name
         if old == "as many":
-            assert self.loaded(kind, encoder.base_model, start=tmp_path).classifier.weight.eq(7).all(), (
+            assert self.loaded(kind, tiny.base_model, start=tmp_path).classifier.weight.eq(7).all(), (
                 "the champion's head goes on"
             )
 
     def test_weights_that_do_not_go_with_their_configuration_are_refused(
-        self, encoder: Prepared, tmp_path: Path
+        self, tiny: Prepared, tmp_path: Path
     ) -> None:
-        shutil.copytree(encoder.base_model, tmp_path / "model")
+        shutil.copytree(tiny.base_model, tmp_path / "model")
         config = json.loads((tmp_path / "model/config.json").read_text()) | {"intermediate_size": 24}
         (tmp_path / "model/config.json").write_text(json.dumps(config))
         with pytest.raises(SettingsError, match=r"^base_model: .*bert\.encoder\.layer\.0\.\S+ .* the shape"):

@@ -114,11 +114,9 @@ def test_outputs_that_are_not_finite_are_no_scores() -> None:
     assert np.isnan(found.loss).tolist() == [True, False]
     assert all(map(math.isnan, (found.mean_loss(), found.token_probability(), found.token_accuracy())))
     empty = token_loss.score_documents(model, [[[5]]], None)
-    assert (
-        empty.num_tokens.tolist() == [0]
-        and math.isnan(empty.mean_loss())
-        and math.isnan(empty.token_accuracy())
-    )
+    assert empty.num_tokens.tolist() == [0]
+    assert math.isnan(empty.mean_loss())
+    assert math.isnan(empty.token_accuracy())
 
 
 def test_model_is_left_as_it_was_and_a_stop_ends_it() -> None:

@@ -8,16 +8,14 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 
-import psutil
 import pytest
 
 from fullft_assets.checking.validation import load_use_case
 from fullft_assets.demos.tour import CASE, NUM_USUAL, TourProject
 from fullft_assets.errors import SettingsError
-from fullft_assets.launch.supervisor import is_alive
+from tests.machine import processes_with
 
 REPOSITORY = Path(__file__).parents[1]
 #: What the tour says, in this order; times and numbers of rows are left out.
@@ -59,15 +57,6 @@ def start(folder: Path) -> subprocess.Popen[str]:
     )
 
 
-def processes_of(folder: Path) -> list[psutil.Process]:
-    found = []
-    for process in psutil.process_iter():
-        with suppress(psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
-            if process.environ().get("DAGSTER_HOME") == str(folder / "home") and is_alive(process):
-                found.append(process)
-    return found
-
-
 def test_project_is_valid_and_never_overwrites_a_folder(tmp_path: Path) -> None:
     project = TourProject(tmp_path / "a tour: 'mine'")
     project.write()
@@ -89,7 +78,7 @@ def test_tour_takes_every_step_and_leaves_nothing_running(tmp_path: Path) -> Non
         assert found, f"not said, or not in this order: {line}\n{output}"
         at += found.end()
     assert {"drift", "decision_needed"} <= set(re.findall(r"ALERT received: (\w+):", output))
-    assert processes_of(folder) == [] and not (tmp_path / "of_the_user").exists()
+    assert processes_with("DAGSTER_HOME", folder / "home") == [] and not (tmp_path / "of_the_user").exists()
 
 
 @pytest.mark.long
@@ -101,9 +90,9 @@ def test_stopped_tour_leaves_no_process(tmp_path: Path, number: signal.Signals) 
     # By then the services run, and `fullft run` has launched the first run.
     while "raw_documents done" not in (line := tour.stdout.readline()):
         assert line, "the tour ended"
-    assert len(processes_of(folder)) > 3
+    assert len(processes_with("DAGSTER_HOME", folder / "home")) > 3
     os.kill(tour.pid, number)
     rest, _ = tour.communicate(timeout=300)
     assert tour.returncode == 130 and "The tour was stopped." in rest, rest
     time.sleep(1)
-    assert processes_of(folder) == []
+    assert processes_with("DAGSTER_HOME", folder / "home") == []

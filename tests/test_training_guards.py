@@ -2,7 +2,6 @@
 wrong.
 """
 
-import gc
 import json
 import math
 from collections.abc import Callable
@@ -35,14 +34,7 @@ from fullft_assets.training.checkpoints import (
 from fullft_assets.training.finetuning import Fit, fine_tune
 from fullft_assets.training.recorder import Meter, StepRecorder, Tracker
 from fullft_assets.training.watching import GuardActions, RolledBack
-from tests.prepared import QUIET, Prepared, prepare, quick
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
-    prepared = prepare(tmp_path_factory.mktemp("guards"), tiny=True)
-    gc.freeze()  # the loop collects garbage for each segment, and would walk over all that the imports made
-    return prepared
+from tests.prepared import QUIET, Prepared, quick
 
 
 def guard(num_steps: int = 1_000, **guards: str) -> rules.GuardSet:

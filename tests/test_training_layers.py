@@ -1,6 +1,5 @@
 """What is trained, and how fast: freezing, rates by depth, the pull to the pretrained weights."""
 
-import gc
 from pathlib import Path
 
 import pytest
@@ -12,16 +11,9 @@ from fullft_assets.models.inference import load_for_training
 from fullft_assets.progress import Progress
 from fullft_assets.training.finetuning import Fit, fine_tune
 from fullft_assets.training.regularization import Anchor
-from tests.prepared import Prepared, prepare, quick
+from tests.prepared import Prepared, quick
 
 pytestmark = pytest.mark.numeric
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
-    prepared = prepare(tmp_path_factory.mktemp("layers"), tiny=True)
-    gc.freeze()  # the loop collects garbage for each segment, and would walk over all that the imports made
-    return prepared
 
 
 def train(case: Prepared, folder: Path, **changes: object) -> Fit:

@@ -21,7 +21,7 @@ from fullft_assets.training import regularization
 from fullft_assets.training.finetuning import Fit, fine_tune
 from tests import project as projects, small_language_model
 from tests.prepared import QUIET, Prepared, prepare, prepare_language_model, write_general
-from tests.test_training_forgetting import kill_and_compare
+from tests.test_training_forgetting import encoder as encoder, kill_and_compare
 
 pytestmark = pytest.mark.numeric
 
@@ -47,16 +47,6 @@ def language(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
         "checkpoint_every_steps": 3,
     }
     return prepare_language_model(root, rows=80, base_model="model", snapshot=snapshot, training=quick)
-
-
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
-    root = tmp_path_factory.mktemp("encoder")
-    write_general(root / "general", 20)
-    quick = {"checkpoint_every_steps": 3, "learning_rate": 1e-3, "precision": "fp32"}
-    return prepare(
-        root, tiny=True, snapshot={"general": {"path": "general", "max_tokens": 1_000}}, training=quick
-    )
 
 
 def fit(case: Prepared, folder: Path, seed: int = 17, **changes: Any) -> Fit:

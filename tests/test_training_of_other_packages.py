@@ -21,7 +21,7 @@ from fullft_assets.training.measuring import Outline
 from tests import project as projects
 from tests.optimizer_steps import Stopping
 from tests.other_package import OPTIMIZER, install
-from tests.prepared import QUIET, Prepared, prepare, quick
+from tests.prepared import QUIET, Prepared, quick
 
 GUARD = '''
 from pydantic import Field
@@ -71,11 +71,6 @@ def look_again() -> None:
         registry._loaded.pop(name, None)
     for module in ("their_rules", "their_guards"):
         sys.modules.pop(module, None)
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
-    return prepare(tmp_path_factory.mktemp("of_others"), tiny=True)
 
 
 def problems(tmp_path: Path, **training: object) -> str:

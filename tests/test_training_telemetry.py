@@ -1,6 +1,5 @@
 """What is seen of a training run: the step log, an MLflow store, sparse progress with the time left."""
 
-import gc
 import json
 import math
 from pathlib import Path
@@ -19,15 +18,8 @@ from fullft_assets.training.checkpoints import STEP_LOG, RunHistory, StepLog
 from fullft_assets.training.recorder import Meter, ModelShape, StepRecorder, Tracker, step_flops
 from fullft_assets.training.watching import GuardActions, RolledBack
 from tests.optimizer_steps import Stopping
-from tests.prepared import Prepared, prepare, quick
+from tests.prepared import Prepared, quick
 from tests.test_isolation import APART, build
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
-    prepared = prepare(tmp_path_factory.mktemp("telemetry"), tiny=True)
-    gc.freeze()  # the loop collects garbage for each segment, and would walk over all that the imports made
-    return prepared
 
 
 def train(

@@ -77,17 +77,6 @@ def test_a_bucket_is_taken_as_it_is_written_without_a_network(project, monkeypat
     assert use_case.settings.monitoring.path == "s3://bucket/mail-production/"
 
 
-def test_documents_behind_a_link_are_found(project):
-    (project / "data/linked").mkdir()
-    (project / "data/linked/all").symlink_to(project / "data/licences")
-    assert load_use_case(write(project, GOOD.replace("data/licences", "data/linked")))
-
-
-def test_a_yaml_1_1_float_without_a_point_is_a_number(project):
-    use_case = load_use_case(write(project, TRAINING + "    learning_rate: 1e-5\n"))
-    assert use_case.settings.training.learning_rate == 1e-5
-
-
 def test_dates_stay_text_and_merge_keys_work_as_in_dagster(project):
     text = GOOD.replace("label: kind", "<<: {label: 2024-01-02, group: author}")
     examples = load_use_case(write(project, text)).settings.examples

@@ -2,6 +2,7 @@
 
 import gettext
 import re
+from collections.abc import Iterator
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -9,16 +10,20 @@ from pathlib import Path
 PLACEHOLDER = re.compile(r"%\(\w+\)\w|%\w|\{\w*\}|<[^>]*>")
 
 
-@cache
-def messages(language: str) -> list[str]:
-    """Return the distinct translated messages, sorted; without those of mostly ASCII letters."""
+def translations(language: str) -> Iterator[str]:
+    """Yield the translated messages, with their placeholders."""
     spec = find_spec("django")
     assert spec is not None and spec.origin is not None, "it is installed with the dev extra"
-    found = set()
     for path in sorted(Path(spec.origin).parent.glob(f"**/locale/{language}/LC_MESSAGES/django*.mo")):
         with path.open("rb") as file:
             catalog = vars(gettext.GNUTranslations(file))["_catalog"]
-        found |= {" ".join(PLACEHOLDER.sub(" ", text).split()) for key, text in catalog.items() if key}
+        yield from (text for key, text in catalog.items() if key)
+
+
+@cache
+def messages(language: str) -> list[str]:
+    """Return the distinct translated messages, sorted; without those of mostly ASCII letters."""
+    found = {" ".join(PLACEHOLDER.sub(" ", text).split()) for text in translations(language)}
     return sorted(
         text
         for text in found

@@ -16,7 +16,6 @@ import dagster as dg
 import psutil
 from playwright.sync_api import Page, expect, sync_playwright
 
-from fullft_assets.launch.supervisor import is_alive
 from tests import machine
 from tests.project import Project
 
@@ -122,14 +121,7 @@ class Services:
 
     def processes(self, command: str = "") -> list[psutil.Process]:
         """Return the live processes of this home whose command line contains a text."""
-        found = []
-        for process in psutil.process_iter():
-            with suppress(psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
-                if process.environ().get("DAGSTER_HOME") == str(self.project.home) and command in " ".join(
-                    process.cmdline()
-                ):
-                    found.append(process)
-        return [process for process in found if is_alive(process)]
+        return machine.processes_with("DAGSTER_HOME", self.project.home, command)
 
     def _dagster(self, *arguments: str) -> None:
         subprocess.run(
