@@ -148,7 +148,8 @@ def _copy(
             for field in schema
         ]
         table = pa.table(arrays, schema=schema)
-        pq.write_table(table, draft.path / file, compression="zstd", row_group_size=4_096)
+        # As the stages write examples.
+        pq.write_table(table, draft.path / file, compression="lz4", row_group_size=1 << 14)
         return {**part.metadata, **metadata}, part.checks
 
     return store.ensure(

@@ -163,9 +163,9 @@ def main(root: Path, *options: str) -> None:
     num_pairs = [0]
     propose_near = Texts._propose_near
 
-    def lose_workers(self: Texts, reference: Any, candidates: Any, similarity: float) -> Any:
+    def lose_workers(self: Texts, reference: Any, candidates: Any, *more: Any) -> Any:
         num_pairs[-1] += len(reference) * len(candidates)
-        pairs = propose_near(self, reference, candidates, similarity)
+        pairs = propose_near(self, reference, candidates, *more)
         cluster.kill_all_but_one()
         return pairs
 

@@ -144,7 +144,7 @@ class _Creation:
         """Write the snapshot's tables and the data report."""
         settings = self.use_case.settings
         # What the roles of a batch's rows depend on.
-        version = f"{VERSION} {SKETCHES_VERSION} {settings.snapshot.contained_share}"
+        version = f"2 {VERSION} {SKETCHES_VERSION} {settings.snapshot.contained_share}"
         keys = {f"{name} {content_of(part)} {version}": name for name, part in sorted(self.usable.items())}
         with engine_of(self.use_case):
             batches = read_batches(

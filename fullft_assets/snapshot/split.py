@@ -301,7 +301,7 @@ def _drop_near_and_contained(
         last[:] = compare(roles, last)
         for candidate_split in candidate_splits:
             rows.drop(
-                (last == ALIKE) & (rows.split == candidate_split),
+                (last >= ALIKE) & (rows.split == candidate_split),
                 reason.format(SPLITS[candidate_split], SPLITS[reference_split]),
             )
 

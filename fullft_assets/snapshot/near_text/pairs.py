@@ -55,7 +55,7 @@ RUN_WORDS = 11
 #: Texts that an anchor may be in: what is in more is a disclaimer or a standard clause.
 MAX_ROWS = 100
 #: What a row is in a comparison: neither, a reference text, or a candidate that is like none of them, or like
-#: one.
+#: one. To ALIKE `compare_near` adds half of the residue of the text that it is like.
 ABSENT, REFERENCE, UNLIKE, ALIKE = range(4)
 #: Candidates that are joined at once.
 _JOINED_ROWS = 1 << 17
@@ -176,8 +176,19 @@ class Texts:
             lambda first, second, num_shared: num_shared >= similarity * (first + second - num_shared),
         )
 
-    def _propose_near(self, reference: np.ndarray, candidates: np.ndarray, similarity: float) -> np.ndarray:
-        """Return pairs of rows [2, n] that may be near to each other: candidates (ascending), references."""
+    def _propose_near(
+        self,
+        reference: np.ndarray,
+        candidates: np.ndarray,
+        similarity: float,
+        last: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """Return pairs of rows [2, n] that may be near to each other: candidates (ascending), references.
+
+        Args:
+            last: see `compare_near`. Of a candidate that is ALIKE then the pairs with reference texts that
+                may have the place of the one that it is like.
+        """
         daft = load_engine()
         col = daft.col
         # One number orders the pairs by their distance, then by the reference text.
@@ -211,11 +222,14 @@ class Texts:
             rows = reference[order[np.searchsorted(numbers[order], number)]]
             proposed = np.stack([nearest_pairs["candidate"].to_numpy(), rows])
             is_close = self._estimates(proposed, reference, signatures) >= _least_estimate(similarity)
+            if last is not None:
+                roles = last[proposed[0]]
+                is_close = np.where(roles == UNLIKE, is_close, roles == ALIKE + number % _SLOTS // 2)
             parts.append(proposed[:, is_close])
         return np.concatenate(parts, axis=1)
 
     def compare_near(self, roles: np.ndarray, last: np.ndarray) -> np.ndarray:
-        """Return the roles of rows, ALIKE for the candidates that are near to a reference text.
+        """Return the roles of rows, ALIKE or more for the candidates that are near to a reference text.
 
         Args:
             roles: int8 [n], ABSENT, REFERENCE or UNLIKE (a candidate).
@@ -225,17 +239,17 @@ class Texts:
         reference = np.flatnonzero(roles == REFERENCE)
         added = reference[last[reference] != REFERENCE]
         removed = self._values("keys", np.flatnonzero((last == REFERENCE) & (roles != REFERENCE)))
-        # Among the nearest reference texts of a residue one that comes may displace another, and one that
-        # goes lets in the next.
-        is_settled = self._are_settled(
-            roles, last, "keys", removed, np.append(removed, self._values("keys", added))
-        )
-        # What an added one is near to is searched again among all, where others may displace it.
-        near_added = self.find_near(added, np.flatnonzero(is_settled & (last == UNLIKE)))
-        is_settled[list(near_added)] = False
+        # The next nearest text of a residue takes the place of one that goes.
+        is_settled = self._are_settled(roles, last, "keys", removed, removed)
+        rows = np.flatnonzero(is_settled)
+        if len(added) and len(rows):
+            pairs = searched(lambda: self._propose_near(added, rows, SIMILARITY, last))
+            is_settled[pairs[0]] = False
         compared = np.where(is_settled, last, roles)
-        candidates = np.flatnonzero((roles == UNLIKE) & ~is_settled)
-        compared[list(self.find_near(reference, candidates))] = ALIKE
+        partners = self.find_near(reference, np.flatnonzero((roles == UNLIKE) & ~is_settled))
+        if partners:
+            numbers = self._bytes("number", np.fromiter(partners.values(), np.int64)).view(np.int64)[:, 0]
+            compared[list(partners)] = ALIKE + numbers % _SLOTS // 2
         return compared
 
     def compare_contained(self, roles: np.ndarray, last: np.ndarray, share: float) -> np.ndarray:
@@ -288,7 +302,7 @@ class Texts:
         """
         is_settled = (roles == UNLIKE) & (last >= UNLIKE)
         for role, values in ((UNLIKE, of_unlike), (ALIKE, of_alike)):
-            rows = np.flatnonzero(is_settled & (last == role))
+            rows = np.flatnonzero(is_settled & (np.minimum(last, ALIKE) == role))
             if len(rows) and len(values):
                 entries, entry_rows = self._entries(name, rows, _look_up(values))
                 is_settled[entry_rows[_is_in(entries, values)]] = False
@@ -382,14 +396,13 @@ class Texts:
     def _common_anchors(self, roles: np.ndarray) -> np.ndarray:
         """Return the anchors that more than MAX_ROWS of the compared rows have, ascending."""
         rows = np.flatnonzero(roles)
-        # Some anchors at a time.
-        # Rows of which all anchors are sorted at once.
-        num_residues = 1 + len(rows) // (1 << 20)
+        # Some anchors at a time, by their lowest bits: those of about a million rows are sorted at once.
+        num_residues = 1 << (len(rows) >> 20).bit_length()
         common = [_NONE]
         for residue in range(num_residues):
             parts = (lists.flatten().to_numpy() for lists, _ in self._parts("anchors", rows))
             anchors = np.sort(
-                np.concatenate([_NONE, *(part[part % num_residues == residue] for part in parts)])
+                np.concatenate([_NONE, *(part[part & (num_residues - 1) == residue] for part in parts)])
             )
             common.append(distinct(anchors[MAX_ROWS:][anchors[MAX_ROWS:] == anchors[:-MAX_ROWS]]))
         return np.sort(np.concatenate(common))
