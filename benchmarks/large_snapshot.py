@@ -6,7 +6,7 @@
 `write` makes the batches' artifacts: texts like those of `benchmarks.preparation` (runs of words of real
 licence rules, some words replaced; copies and near-copies), and one token for the chunks of each. `take` takes
 the snapshot over the first batches, as many as hold the documents, and says its digest, CPU seconds and peak
-memory; `--more` takes it without the last batch first, so that the measured one compares only what is new.
+memory; then `take --more` adds a batch of 1%, and says the same of the snapshot that compares what is new.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from fullft_assets.artifacts import (
     CHUNKS_FILE,
     EXAMPLES_FILE,
     LABELED_EXAMPLES,
+    NEAR_DUPLICATE_INDEX,
     TOKENIZED_CHUNKS,
     TRAINING_SNAPSHOT,
 )
@@ -87,24 +88,30 @@ class Rules:
 def write(folder: Path, count: int) -> None:
     """Write batches of documents to a store below a folder."""
     case = use_case(write_documents(folder / "small", 2_000))
-    small = Store(str(folder / "small-store"))
-    _prepare(small, case, StageClock())
-    examples, chunks = (small.artifacts(case.name, stage)[0] for stage in _STAGES)
-    store = Store(str(folder / "store"))
+    _prepare(Store(str(folder / "small-store")), case, StageClock())
     rules = Rules()
     for number, start in enumerate(range(0, count, BATCH_ROWS)):
         size = min(BATCH_ROWS, count - start)
-        name = f"batch-{number:04d}"
-        source = f"delivery-{number:04d}.jsonl"
-        delivered_ns = 10**18 + number
-        batch = {"batch": name, "num_rows": size}
-        files = {"files": {source: delivered_ns}, "num_valid": size, "num_quarantined": 0}
-        rows = partial(_rows, rules, number, start, size, source, delivered_ns)
-        inputs: dict[str, Any] = {"number": number, "size": size}
-        made = _copy(small, store, examples, {**batch, **files}, inputs, EXAMPLES_FILE, rows)
-        inputs = {**chunks.inputs, LABELED_EXAMPLES: made.content_digest}
-        _copy(small, store, chunks, batch, inputs, CHUNKS_FILE, partial(_one_token, size))
-        print(name, size, flush=True)
+        _write_batch(folder, rules, f"batch-{number:04d}", number, start, size)
+        print(number, size, flush=True)
+
+
+def _write_batch(
+    folder: Path, rules: Rules, name: str, number: int, start: int, size: int
+) -> tuple[Manifest, Manifest]:
+    """Write the examples and the chunks of one batch."""
+    case = use_case(folder / "small")
+    small, store = Store(str(folder / "small-store")), Store(str(folder / "store"))
+    examples, chunks = (small.artifacts(case.name, stage)[0] for stage in _STAGES)
+    source = f"delivery-{number:04d}.jsonl"
+    delivered_ns = 10**18 + number
+    batch = {"batch": name, "num_rows": size}
+    files = {"files": {source: delivered_ns}, "num_valid": size, "num_quarantined": 0}
+    rows = partial(_rows, rules, number, start, size, source, delivered_ns)
+    inputs: dict[str, Any] = {"number": number, "size": size}
+    made = _copy(small, store, examples, {**batch, **files}, inputs, EXAMPLES_FILE, rows)
+    inputs = {**chunks.inputs, LABELED_EXAMPLES: made.content_digest}
+    return made, _copy(small, store, chunks, batch, inputs, CHUNKS_FILE, partial(_one_token, size))
 
 
 def _rows(rules: Rules, number: int, start: int, size: int, source: str, delivered_ns: int) -> dict[str, Any]:
@@ -164,13 +171,16 @@ def _copy(
 
 
 def take(folder: Path, count: int, *, more: bool) -> dict[str, Any]:
-    """Take a snapshot over the first batches, and return what it took."""
-    import daft  # noqa: F401  # imported for its time
+    """Take a snapshot over the first batches, or the one after it with 1% more documents, and return what it
+    took.
+    """
     import scipy.sparse  # noqa: F401  # imported for its time
 
     from fullft_assets import snapshot
     from fullft_assets.snapshot.all_rows import BatchRows  # noqa: F401  # imported for its time
+    from fullft_assets.snapshot.near_text.engine import load_engine
 
+    load_engine().get_or_infer_runner_type()  # looks for Ray, which is imported for its time
     store = Store(str(folder / "store"))
     case = use_case(folder / "small")
     number = -(-count // BATCH_ROWS)
@@ -179,17 +189,27 @@ def take(folder: Path, count: int, *, more: bool) -> dict[str, Any]:
         for stage in _STAGES
     ]
     assert len(parts[0]) == number, "write more documents first"
-    for part in store.artifacts(case.name, TRAINING_SNAPSHOT):
-        store.delete(part)
+    num_documents = sum(part.metadata["num_rows"] for part in parts[0].values())
     if more:
-        snapshot.take(store, case, *({name: part[name] for name in list(part)[:-1]} for part in parts))
+        added = _write_batch(
+            folder, Rules(), f"more-{number:04d}", 10_000 + number, 10**8, num_documents // 100
+        )
+        for batches, part in zip(parts, added, strict=True):
+            batches[part.metadata["batch"]] = part
+    for part in store.artifacts(case.name, NEAR_DUPLICATE_INDEX):
+        if not more or part.metadata["batch"].startswith("more-"):
+            store.delete(part)
+    for part in store.artifacts(case.name, TRAINING_SNAPSHOT):
+        if not more or part.metadata["num_batches"] != number:
+            store.delete(part)
+    assert more == bool(store.artifacts(case.name, TRAINING_SNAPSHOT)), "take the first one before"
     before = resource.getrusage(resource.RUSAGE_SELF)
     started = time.perf_counter()
     taken = snapshot.take(store, case, *parts)
     after = resource.getrusage(resource.RUSAGE_SELF)
     return {
         "documents": sum(part.metadata["num_rows"] for part in parts[0].values()),
-        "batches": number,
+        "batches": len(parts[0]),
         "seconds": round(time.perf_counter() - started, 1),
         "cpu": round(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, 1),
         "peak_mib": after.ru_maxrss >> 10,
@@ -205,7 +225,7 @@ def _main() -> None:
     parser.add_argument("act", choices=["write", "take"])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--documents", type=int, default=10_000_000, metavar="N")
-    parser.add_argument("--more", action="store_true", help="measure what the last batch adds")
+    parser.add_argument("--more", action="store_true", help="measure what 1%% more documents take after it")
     parsed = parser.parse_args()
     if parsed.act == "write":
         write(parsed.folder, parsed.documents)

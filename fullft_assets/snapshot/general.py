@@ -217,8 +217,7 @@ def _usable(
         )
         is_out = is_erased(use_case.name, table, tombstones)
         unusable["erased"] += int(is_out.sum())
-        if left_out:
-            is_out |= np.array([hash_ in left_out for hash_ in hashes], bool)
+        is_out |= np.array([hash_ in left_out for hash_ in hashes], bool)
         yield table.filter(pa.array(~is_out)) if is_out.any() else table
 
 

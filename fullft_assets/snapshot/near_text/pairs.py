@@ -58,7 +58,7 @@ MAX_ROWS = 100
 #: one. To ALIKE `compare_near` adds half of the residue of the text that it is like.
 ABSENT, REFERENCE, UNLIKE, ALIKE = range(4)
 #: Candidates that are joined at once.
-_JOINED_ROWS = 1 << 17
+_JOINED_ROWS = 1 << 16
 #: Pairs whose signatures are compared at once.
 _ESTIMATED_PAIRS = 1 << 17
 #: Pairs that are confirmed at once at most.
@@ -259,10 +259,9 @@ class Texts:
             roles, last: see `compare_near`.
             share: least share of the shorter text's shingles that the longer one has, the same for `last`.
         """
-        sizes = self._sizes
         # Least distinct shingles of a text that is looked for in longer ones: shorter ones are phrases that
         # anybody may write.
-        roles = np.where(sizes >= 16, roles, ABSENT)
+        roles = np.where(self._sizes >= 16, roles, ABSENT)
         common = self._common_anchors(roles)
         common_before = self._common_anchors(last)
         removed = self._values("anchors", np.flatnonzero((last == REFERENCE) & (roles != REFERENCE)))
@@ -282,8 +281,8 @@ class Texts:
         ]
         pairs = np.concatenate([np.zeros((2, 0), np.int64), *proposed], axis=1)
         # The least similarity of two texts of which the longer one has this share of the shorter one.
-        shared_shingles = share * sizes[pairs].min(axis=0)
-        similarity = shared_shingles / (sizes[pairs].sum(axis=0) - shared_shingles)
+        shared_shingles = share * self._sizes[pairs].min(axis=0)
+        similarity = shared_shingles / (self._sizes[pairs].sum(axis=0) - shared_shingles)
         rows = distinct(pairs[1])
         estimates = self._estimates(pairs, rows, self._bytes("signature", rows))
         pairs = pairs[:, estimates >= _least_estimate(similarity)]
@@ -396,8 +395,8 @@ class Texts:
     def _common_anchors(self, roles: np.ndarray) -> np.ndarray:
         """Return the anchors that more than MAX_ROWS of the compared rows have, ascending."""
         rows = np.flatnonzero(roles)
-        # Some anchors at a time, by their lowest bits: those of about a million rows are sorted at once.
-        num_residues = 1 << (len(rows) >> 20).bit_length()
+        # Some anchors at a time, by their lowest bits: those of about four million rows are sorted at once.
+        num_residues = 1 << (len(rows) >> 22).bit_length()
         common = [_NONE]
         for residue in range(num_residues):
             parts = (lists.flatten().to_numpy() for lists, _ in self._parts("anchors", rows))
