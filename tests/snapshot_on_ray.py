@@ -18,11 +18,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from fullft_assets import snapshot
 from fullft_assets.artifacts import LABELED_EXAMPLES, TOKENIZED_CHUNKS, TRAINING_SNAPSHOT
 from fullft_assets.errors import SettingsError, WorkloadError
 from fullft_assets.settings import ComputeSettings, DataEngineSettings
-from fullft_assets.snapshot.near_text.engine import _use, load_engine
+from fullft_assets.snapshot.near_text.engine import _use, load_engine, searched
 from fullft_assets.snapshot.near_text.pairs import Texts
 from fullft_assets.store import Store
 from tests import kubernetes_double
@@ -134,10 +136,21 @@ def refusal() -> str:
     return ""
 
 
+def loss() -> tuple[str, list[str]]:
+    """Return what is said of a search on a cluster that is gone, and the processes of one that was started in
+    its place.
+    """
+    try:
+        searched(lambda: load_engine().from_pydict({"a": [1]}).to_pydict())
+    except WorkloadError as error:
+        return str(error), [child.name() for child in psutil.Process().children()]
+    raise AssertionError("a search without a cluster")
+
+
 def take_on_a_made_cluster(project: Project, store: Store) -> dict[str, Any]:
     """Return the first snapshot's digest, what KubeRay was asked for, and what is refused without rights."""
     workers = {"workerGroupSpecs": [{"replicas": 2}]}
-    manifest = {"metadata": {"namespace": kubernetes_double.NAMESPACE}, "spec": workers}
+    manifest = {"kind": "RayCluster", "metadata": {"namespace": kubernetes_double.NAMESPACE}, "spec": workers}
     (project.root / "cluster.yaml").write_text(json.dumps(manifest))
     snapshots = take_again(project, store, DataEngineSettings(engine="ray", address="cluster.yaml"))
     with KubeRay(project.root, {}, kubernetes_double.role("fullft-ray")).serving() as api:
@@ -152,7 +165,7 @@ def take_on_a_made_cluster(project: Project, store: Store) -> dict[str, Any]:
 
 
 def main(root: Path, *options: str) -> None:
-    os.environ["RAY_AUTH_MODE"] = "disabled"
+    os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_CLIENT_RECONNECT_GRACE_PERIOD": "2"}
     project = Project(root, CASE)
     store = Store(str(project.home / "store"))
     if options:
@@ -179,9 +192,9 @@ def main(root: Path, *options: str) -> None:
         num_pairs.append(0)
         digests["three workers lost"] += snapshots
         facts = {"num_pairs": num_pairs, "is_silent": is_silent(), "refusal": refusal()}
-        print(json.dumps({"digests": digests, **facts}))
     finally:
         cluster.nodes.shutdown()
+    print(json.dumps({"digests": digests, **facts, "loss": loss()}))
 
 
 if __name__ == "__main__":

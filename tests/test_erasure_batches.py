@@ -66,10 +66,10 @@ class Batches:
                 self.made[batch.name] = found
         return found
 
-    def take(self) -> Manifest:
+    def take(self, **options: Any) -> Manifest:
         valid = {name: self.store.load(made[1].ref) for name, made in self.made.items()}
         tokens = {name: self.store.load(made[3].ref) for name, made in self.made.items()}
-        return snapshot.take(self.store, self.project.use_case(), valid, tokens)
+        return snapshot.take(self.store, self.project.use_case(), valid, tokens, **options)
 
     def texts(self, taken: Manifest) -> dict[str, tuple[str, Any]]:
         """Return the text and the chunks of each row of a snapshot, as its readers see them."""

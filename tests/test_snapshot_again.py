@@ -126,6 +126,12 @@ def test_the_snapshot_is_that_of_comparing_all_texts(tmp_path: Path, monkeypatch
     assert_equal(reuses=False)
     batches.deliver("more.jsonl", rows[270:280])
     assert_equal(reuses=True)
+    lines: list[str] = []
+    batches.deliver("last.jsonl", rows[285:290])
+    batches.take(say=lines.append)
+    assert lines[0].startswith("sketching the 5 texts of ")
+    assert lines[1:3] == ["looking for rows near a test row", "looking for rows near a validation row"]
+    assert len(lines) == 5
     batches.deliver("first.jsonl", [*rows[20:100], *({**row, "id": "row-2-"} for row in rows[280:281])])
     assert_equal(reuses=True)
     erasure.erase(batches.store, CASE, [row["id"] for row in rows[100:270:9]])

@@ -80,6 +80,7 @@ def _build_snapshot(graph: CaseGraph) -> list[dg.AssetsDefinition]:
                 examples,
                 tokenized_chunks,
                 suggest_group=lambda: suggested_group(graph.use_case),
+                say=context.log.info,
             )
         metadata = snapshot.SnapshotMetadata.of(manifest)
         ui_metadata: dict[str, dg.MetadataValue] = {

@@ -6,6 +6,7 @@ import encodings.aliases
 import os
 import re
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 from croniter import croniter
@@ -24,6 +25,7 @@ from fullft_assets.examples.expectations import (
     problems as expectation_problems,
 )
 from fullft_assets.extras import problem_without
+from fullft_assets.ray_clusters import read_manifest
 from fullft_assets.settings import MODELS, LauncherSettings, UseCaseSettings, contradictions
 from fullft_assets.settings.guards import guard_problems
 from fullft_assets.settings.launcher_kinds import LAUNCHERS, launcher_problems
@@ -142,7 +144,7 @@ def validate(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
     yield from _example_problems(settings, root)
     yield from _training_problems(settings)
     yield from _evaluation_problems(settings)
-    yield from _launcher_problems(settings)
+    yield from _launcher_problems(settings, root)
     yield from _schedule_problems(settings)
 
 
@@ -490,7 +492,7 @@ def _evaluation_problems(settings: UseCaseSettings) -> Iterator[Problem]:
             yield ("release", "gates", name, *last["loc"]), last["msg"]
 
 
-def _launcher_problems(settings: UseCaseSettings) -> Iterator[Problem]:
+def _launcher_problems(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
     yield from (
         (("alerts", "channels", name), message) for name, message in channel_problems(settings.alerts)
     )
@@ -501,6 +503,11 @@ def _launcher_problems(settings: UseCaseSettings) -> Iterator[Problem]:
             yield (section, key), problem
     if settings.compute.data.engine == "ray" and (problem := problem_without("ray")):
         yield ("compute", "data", "engine"), problem
+    address = settings.compute.data.address
+    if address is not None and not address.startswith("ray://"):
+        manifest = partial(read_manifest, locate(address, root))
+        if problem := problem_without("dagster_ray") or _refusal(manifest):
+            yield ("compute", "data", "address"), problem
     sections: dict[Key, LauncherSettings] = {
         ("launcher",): settings.launcher,
         **{

@@ -130,6 +130,7 @@ def read_batches(
     chunks: Mapping[str, Manifest],
     evaluation: EvaluationTexts | None,
     roles: Mapping[str, np.ndarray],
+    say: Callable[[str], None],
 ) -> dict[str, BatchRows]:
     """Return the columns of each usable batch that the split needs, and the roles of its rows in the last
     snapshot. Sketches that are not in the store yet are made.
@@ -142,7 +143,7 @@ def read_batches(
     batches = {}
     for name, manifest in usable.items():
         sketches = _ensure_sketches(
-            store, use_case.name, manifest, use_case.settings.seed, evaluation, screen
+            store, use_case.name, manifest, use_case.settings.seed, evaluation, screen, say
         )
         path = store.folder(manifest) / EXAMPLES_FILE
         untrained = np.zeros(0, np.int64)
@@ -188,6 +189,7 @@ def _ensure_sketches(
     seed: int,
     evaluation: EvaluationTexts | None,
     screen: Callable[[], Screen | None],
+    say: Callable[[str], None],
 ) -> Manifest:
     """Return the sketches of a batch's examples, made if there are none yet.
 
@@ -195,9 +197,11 @@ def _ensure_sketches(
         store, case, examples, seed: the batch, and the key of the split's hashes.
         evaluation: texts of the external evaluation sets, that the rows are screened for.
         screen: makes the look-up of these; only called where the batch has no sketches yet.
+        say: reports that they are made.
     """
 
     def write(draft: Draft) -> Outcome:
+        say(f"sketching the {examples.metadata['num_valid']:,} texts of {examples.metadata['batch']}")
         rows = pq.read_table(store.folder(examples) / EXAMPLES_FILE, columns=["text", "text_hash", "group"])
         # Without compression it is mapped, not read; in few parts, as each of them takes time.
         feather.write_feather(

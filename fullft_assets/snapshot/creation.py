@@ -56,6 +56,7 @@ def take(
     chunks: Mapping[str, Manifest],
     *,
     suggest_group: Callable[[], str | None] = lambda: None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Manifest:
     """Freeze the snapshot over every batch that is validated and tokenised.
 
@@ -69,6 +70,7 @@ def take(
         chunks: `tokenized_chunks` by batch name, likewise.
         suggest_group: returns what the data report of the first snapshot says of a field that may tie rows
             together.
+        say: reports what is done.
 
     Raises:
         DataError: see `freeze_batches`; or a batch was not tokenised, or not from today's examples, settings
@@ -86,6 +88,7 @@ def take(
         evaluation=screening.read_evaluation_texts(use_case) if settings.snapshot.screen else None,
         history=read_history(store, use_case.name, settings.seed),
         suggest_group=suggest_group,
+        say=say,
     )
     version_inputs = {"version": VERSION, "settings": settings.snapshot.model_dump(), "seed": settings.seed}
     inputs = creation.inputs()
@@ -124,6 +127,7 @@ class _Creation:
     evaluation: screening.EvaluationTexts | None
     history: LedgerHistory
     suggest_group: Callable[[], str | None]
+    say: Callable[[str], None]
 
     def inputs(self) -> dict[str, Any]:
         """Return the inputs of the snapshot, each identified by its content."""
@@ -154,6 +158,7 @@ class _Creation:
                 self.chunks,
                 self.evaluation,
                 read_roles(self.store, self.history.newest, keys),
+                self.say,
             )
             frozen = freeze_batches(
                 batches,
@@ -162,6 +167,7 @@ class _Creation:
                 task=task_of(settings.examples),
                 ledger=self.history.ledger,
                 id_field=settings.documents.id,
+                say=self.say,
             )
         frozen.ledger.write(draft.path / FILE, self.history.keys)
         ends = np.cumsum([len(batches[name].rows) for name in keys.values()])

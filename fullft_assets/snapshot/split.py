@@ -10,7 +10,7 @@ It is decided over all valid rows ever delivered (`all_rows`), so that it does n
 batch.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import combinations, product
@@ -101,6 +101,7 @@ def freeze_batches(
     task: Task,
     ledger: Ledger = EMPTY,
     id_field: str = "id",
+    say: Callable[[str], None] = lambda line: None,
 ) -> Frozen:
     """Deduplicate and split the valid examples of all batches.
 
@@ -111,6 +112,7 @@ def freeze_batches(
         task: what is learned.
         ledger: what earlier snapshots held out.
         id_field: what ids were read from, for a message.
+        say: reports what is done.
 
     Raises:
         DataError: there are no rows, too few labels, or nothing to train or test.
@@ -127,7 +129,7 @@ def freeze_batches(
         )
     superseded = drop_superseded(rows, batches, task.target)
     try:
-        return _freeze(rows, superseded, batches, settings, seed, task, ledger)
+        return _freeze(rows, superseded, batches, settings, seed, task, ledger, say)
     except DataError as error:
         num_superseded = rows.dropped[SUPERSEDED]
         # The share of the rows that corrections of documents hardly exceed.
@@ -148,6 +150,7 @@ def _freeze(
     seed: int,
     task: Task,
     ledger: Ledger,
+    say: Callable[[str], None],
 ) -> Frozen:
     num_contradicting = rows.drop(superseded.votes.tied, "annotators of their id disagree without a majority")
     num_contradicting += rows.drop(
@@ -164,7 +167,7 @@ def _freeze(
     aside.require_some_left(rows, all_labels, settings, seed, task.min_labels)
     groups = GroupSplits.of(rows, ledger, settings)
     group_codes = distinct(rows.group[rows.kept])
-    num_copies = _split(rows, batches, frequent_labels, groups, settings)
+    num_copies = _split(rows, batches, frequent_labels, groups, settings, say)
     cap_held_out(rows, frequent_labels.of(rows.kept), settings, seed)
     subsample(rows, frequent_labels.of(rows.kept), TRAIN, settings.max_train_rows, seed)
     subsample(rows, frequent_labels.of(rows.kept), VALIDATION, settings.max_validation_rows, seed)
@@ -209,6 +212,7 @@ def _split(
     labels: Labels,
     groups: GroupSplits,
     settings: SnapshotSettings,
+    say: Callable[[str], None],
 ) -> int:
     """Give the rows the splits of their groups, and exclude the rows that leak from one split to another.
 
@@ -226,7 +230,7 @@ def _split(
     rows.drop(overlaps & (rows.split == TRAIN), "train rows that overlap an external evaluation set")
     # Before the cap, since which rows of a group it keeps changes as the group grows: what is near to any of
     # them never trains.
-    _drop_near_and_contained(rows, batches, settings)
+    _drop_near_and_contained(rows, batches, settings, say)
     return num_copies
 
 
@@ -272,7 +276,10 @@ def _drop_once_held_out(rows: Rows) -> None:
 
 
 def _drop_near_and_contained(
-    rows: Rows, batches: Mapping[str, BatchRows], settings: SnapshotSettings
+    rows: Rows,
+    batches: Mapping[str, BatchRows],
+    settings: SnapshotSettings,
+    say: Callable[[str], None],
 ) -> None:
     """Exclude rows that are near to a row of a split that goes before theirs, contain its text, or are
     inside it.
@@ -281,6 +288,7 @@ def _drop_near_and_contained(
         rows: the rows of all batches.
         batches: where their sketches and texts are.
         settings: from which share on one text is inside another.
+        say: reports each comparison.
     """
     texts = Texts(
         [batches[name].sketches for name in sorted(batches)],
@@ -298,6 +306,7 @@ def _drop_near_and_contained(
         roles = np.full(len(rows), ABSENT, np.int8)
         roles[rows.split == reference_split] = REFERENCE
         roles[np.isin(rows.split, candidate_splits)] = UNLIKE
+        say("looking for" + reason.format("", SPLITS[reference_split]))
         last[:] = compare(roles, last)
         for candidate_split in candidate_splits:
             rows.drop(
