@@ -11,12 +11,13 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from fullft_assets.errors import DivergenceError, StoreError
+from fullft_assets.launch.workloads import planning
 from fullft_assets.task import task_of
 from fullft_assets.tasks.baseline import BaselineContext, load_all
 from fullft_assets.tasks.context import WithoutTraining
 from fullft_assets.tasks.trained import Lora
 from tests import licence_labels
-from tests.prepared import Prepared, prepare, prepare_language_model
+from tests.prepared import QUIET, Prepared, prepare, prepare_language_model
 
 #: Options of `prepare` by task.
 LABELLED: dict[str, dict[str, Any]] = {
@@ -87,6 +88,21 @@ def test_it_is_scored_and_predicts_the_same_when_loaded(task: str, tmp_path: Pat
     else:
         assert all(np.array_equal(one, other) for one, other in zip(mine, theirs, strict=True))
         assert recipe._score_predicted("again", mine, tmp_path) == pytest.approx(scores)
+
+
+@pytest.mark.parametrize("task", ["classification", "sft"])
+def test_the_pilots_rows_train_it_unasked(task: str, tmp_path: Path) -> None:
+    prepared = prepared_for(task, tmp_path)
+    job = prepared.job(
+        "pilot_run",
+        planning={"baselines": ["base_model"] if task == "sft" else ["tfidf"]},
+        training={"batch_size": 4, "micro_batch_size": 4},
+    )
+    planning.work(job, prepared.store, QUIET)
+    pilot = prepared.store.find(job.case, "pilot_run", job.key)
+    assert pilot is not None
+    assert 0 < pilot.metadata["lora_score"] < 1
+    assert f"(LoRA on the same rows {pilot.metadata['lora_score']:.3f})" in pilot.checks[0].description
 
 
 @pytest.mark.slow

@@ -248,6 +248,15 @@ def test_baselines_that_are_trainings_are_charged_as_such() -> None:
     assert of(baselines=["majority", "tfidf", "lora"]) == pytest.approx(of() + 1.26)
 
 
+def test_lora_on_the_pilots_rows_is_charged_where_it_is_cheap_and_not_a_baseline_on_all() -> None:
+    def of(share: float = 0.1, **more: Any) -> float:
+        return shares(use_case({"pilot_share": share, **more}), 10_000, 0).pilot
+
+    assert of() == pytest.approx(0.1 * 2.26)
+    assert of(0.3) == pytest.approx(0.3)
+    assert of(baselines=["majority", "lora"]) == pytest.approx(0.1)
+
+
 def test_the_cheapest_that_fits_and_ends_in_time_is_recommended_with_its_yaml() -> None:
     settings = use_case()
     found = list(plans(settings).values())

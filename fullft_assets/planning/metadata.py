@@ -124,10 +124,12 @@ class PilotMetadata(Metadata):
 
     Attributes:
         learning_curve: `rows` and the primary metric of each point.
+        lora_score: of LoRA on the pilot's rows; None: not measured.
         predicted, predicted_low, predicted_high: score at `target_rows`, and its 90% interval.
     """
 
     learning_curve: list[dict[str, int | float]]
+    lora_score: float | None = None
     predicted: float
     predicted_low: float
     predicted_high: float

@@ -116,6 +116,7 @@ def pilot_check(
     prediction: PredictedScore,
     baselines: Mapping[str, float],
     settings: PlanningSettings,
+    lora: float | None = None,
 ) -> CheckOutcome:
     """Return the gate on the predicted gain over the best baseline: go where even the low end of the 90%
     interval reaches what is asked, no-go and red where even the high end does not, else open, and yellow
@@ -124,6 +125,7 @@ def pilot_check(
 
     Args:
         baselines: validation scores by name.
+        lora: validation score of LoRA on the pilot's rows; None: not measured.
     """
     best = max(baselines, key=baselines.__getitem__)
     baseline_score = baselines[best]
@@ -138,7 +140,8 @@ def pilot_check(
     has_passed = not is_hopeless and gain >= settings.min_predicted_gain
     verdict = "no-go" if is_hopeless else "go" if is_sure else "open"
     description = (
-        f"{verdict}: the pilot on {last.rows:,} rows scores {last.score:.3f}; at {prediction.target_rows:,}"
+        f"{verdict}: the pilot on {last.rows:,} rows scores {last.score:.3f}"
+        f"{'' if lora is None else f' (LoRA on the same rows {lora:.3f})'}; at {prediction.target_rows:,}"
         f" rows {prediction.predicted:.3f} is predicted ({prediction.low:.3f} to {prediction.high:.3f}); the"
         f" best baseline ({best}) has {baseline_score:.3f}: gain {gain:+.3f}, at best {max_gain:+.3f},"
         f" required {settings.min_predicted_gain:+.3f}"

@@ -27,7 +27,7 @@ from fullft_assets.planning.plan import (
 from fullft_assets.record import Record
 from fullft_assets.settings import PlanningSettings, TrainingSettings, UseCaseSettings, contradictions
 from fullft_assets.settings.optimizers import OPTIMIZERS
-from fullft_assets.task import BASELINES
+from fullft_assets.task import BASELINES, task_of
 
 _TABLE = "instances.yaml"
 #: Share of the peak that trainings reach (MFU), from slow to fast: small models do not fill a card.
@@ -233,6 +233,8 @@ _FORWARD = 1 / 3
 _RECOMPUTED = 4 / 3
 #: Systems that an evaluation runs on its rows: the candidate, the base model or a probe on it, the champion.
 _EVALUATED_SYSTEMS = 3
+#: What LoRA on the pilot's rows may take unasked, in trainings.
+_MOST_LORA = 0.35
 _DAYS_A_YEAR = 365
 #: What an hour of waiting counts for beside the price, an assumption.
 WAITING_USD = 1.0
@@ -288,20 +290,31 @@ def shares(settings: UseCaseSettings, num_training_rows: int, num_held_out_rows:
     that are trainings themselves, an evaluation with three systems' forward passes over the held-out rows.
     What runs on a CPU beside them, such as TF-IDF, and prompts are not charged.
     """
-    planning = settings.planning
     training = settings.training
     rows = max(1, num_training_rows)
     try:
-        pilot = pilot_rows(rows, planning.pilot_share, training.batch_size) / rows
+        pilot = pilot_rows(rows, settings.planning.pilot_share, training.batch_size) / rows
     except SettingsError:  # the pilot says so itself
         pilot = 0.0
     forward = _FORWARD / training.num_epochs
     return Shares(
-        pilot=pilot,
+        pilot=pilot + lora_share(settings, pilot),
         baselines=forward + sum(BASELINES.get(name).trainings(settings) for name in settings.baselines),
         evaluation=forward * _EVALUATED_SYSTEMS * num_held_out_rows / rows,
         retrains_a_year=retrains_a_year(settings),
     )
+
+
+def lora_share(settings: UseCaseSettings, pilot: float) -> float:
+    """Return what LoRA takes on the pilot's rows, in trainings; 0 where it is not trained on them: it takes
+    too much, is a baseline on all rows, or no baseline of the task or of sharded weights.
+
+    Args:
+        pilot: share of the training rows that the pilot is trained on.
+    """
+    is_open = "lora" in task_of(settings.examples).more_baselines and "lora" not in settings.baselines
+    share = pilot * BASELINES.get("lora").trainings(settings)
+    return share if is_open and settings.training.sharding == "none" and share <= _MOST_LORA else 0.0
 
 
 def retrains_a_year(settings: UseCaseSettings) -> float:

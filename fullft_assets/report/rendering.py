@@ -402,6 +402,17 @@ def promise_rows(pilot: Manifest, evaluation: Evaluation) -> list[tuple[str, str
         ),
         ("came of it", f"{score:.3f}, {'within' if is_within else 'outside'} the interval"),
         ("best baseline then", f"{metadata.best_baseline_score:.3f} ({title(metadata.best_baseline)})"),
+        *(
+            []
+            if metadata.lora_score is None
+            else [
+                (
+                    "on the pilot's rows",
+                    f"LoRA {metadata.lora_score:.3f}, full fine-tuning"
+                    f" {metadata.learning_curve[-1][evaluation.primary_metric]:.3f}",
+                )
+            ]
+        ),
     ]
 
 

@@ -62,7 +62,7 @@ class Lora(Baseline):
         from fullft_assets.models.hardware import free_memory
         from fullft_assets.training.finetuning import fine_tune
 
-        recipe: Any = _AdaptedRecipe(context.open_recipe(), RANK)
+        recipe: Any = AdaptedRecipe(context.open_recipe())
         training = lora_settings(context.settings)
         with tempfile.TemporaryDirectory(prefix="fullft-lora-") as folder:
             try:
@@ -183,15 +183,21 @@ def adapt(recipe: Recipe, settings: TrainingSettings, rank: int) -> PreTrainedMo
 
 
 @dataclass(frozen=True)
-class _AdaptedRecipe:
+class AdaptedRecipe:
+    """A task's recipe whose model is the base model with adapters."""
+
     _recipe: Recipe
-    _rank: int
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._recipe, name)
 
+    def first(self, num_rows: int) -> AdaptedRecipe:
+        """See `Recipe`."""
+        return AdaptedRecipe(self._recipe.first(num_rows))
+
     def load(self, settings: TrainingSettings) -> PreTrainedModel:
-        return adapt(self._recipe, settings, self._rank)
+        """See `Recipe`."""
+        return adapt(self._recipe, settings, RANK)
 
     def score_general(self, model: PreTrainedModel, listener: Any) -> dict[str, float]:
         return {}

@@ -22,21 +22,22 @@ from fullft_assets.artifacts import (
     TRAINING_SNAPSHOT,
 )
 from fullft_assets.checkpoint import plan_settings
-from fullft_assets.errors import OutOfMemory, is_out_of_memory
+from fullft_assets.errors import DivergenceError, OutOfMemory, SettingsError, is_out_of_memory
 from fullft_assets.job import Job
 from fullft_assets.launch.entry import run_workload
 from fullft_assets.models.hardware import free_memory, local_hardware
 from fullft_assets.models.inference import claim_device
-from fullft_assets.planning.targets import recommendation, shares, table
+from fullft_assets.planning.targets import lora_share, recommendation, shares, table
 from fullft_assets.progress import Progress
 from fullft_assets.ranks import is_first_rank, num_ranks
 from fullft_assets.release import candidates
-from fullft_assets.settings import UseCaseSettings
+from fullft_assets.settings import TrainingSettings, UseCaseSettings
 from fullft_assets.snapshot import SnapshotMetadata, label_names
 from fullft_assets.store import CheckOutcome, Draft, Manifest, Store
 from fullft_assets.store.metadata import Metadata
 from fullft_assets.task import BASELINES
 from fullft_assets.tasks.context import baseline_context, open_recipe, store_baseline
+from fullft_assets.tasks.trained import AdaptedRecipe, lora_settings
 from fullft_assets.training.finetuning import Fit, fine_tune, require
 from fullft_assets.training.measuring import CannotCount, TargetPlanner, measure
 from fullft_assets.training.recipe import Recipe
@@ -259,7 +260,12 @@ def _write_pilot(workload: Planning, draft: Draft, baselines: Manifest) -> Manif
     settings = workload.job.settings
     metric = settings.primary_metric
     to_beat = planning.BaselinesMetadata.of(baselines)
-    fit = _pilot_fit(workload)
+    # Sharding needs more than one process.
+    changes = {"max_general_rise": None, "wise_ft": []} | (
+        {"sharding": "none"} if workload.processes == 1 else {}
+    )
+    workload.progress.say(f"pilot on {_pilot_rows(workload.recipe, settings):,} rows ...")
+    fit = _pilot_fit(workload, workload.recipe, settings.training.model_copy(update=changes))
     start = next(line[f"validation_{metric}"] for line in fit.history if f"validation_{metric}" in line)
     point = planning.Point(
         rows=_pilot_rows(workload.recipe, settings), start=start, score=fit.scores[f"validation_{metric}"]
@@ -275,9 +281,11 @@ def _write_pilot(workload: Planning, draft: Draft, baselines: Manifest) -> Manif
         workload.recipe.num_rows,
         SnapshotMetadata.of(workload.snapshot).num_validation_rows,
     )
-    check = planning.pilot_check(prediction, to_beat.scores, settings.planning)
+    lora_score = _lora_score(workload)
+    check = planning.pilot_check(prediction, to_beat.scores, settings.planning, lora_score)
     workload.progress.say(check.description)
     metadata = planning.PilotMetadata(
+        lora_score=lora_score,
         learning_curve=[{"rows": point.rows, "start": start, metric: point.score}],
         predicted=prediction.predicted,
         predicted_low=prediction.low,
@@ -293,18 +301,12 @@ def _write_pilot(workload: Planning, draft: Draft, baselines: Manifest) -> Manif
     return workload.commit(draft, metadata, [check])
 
 
-def _pilot_fit(workload: Planning) -> Fit:
+def _pilot_fit(workload: Planning, recipe: Any, training: TrainingSettings) -> Fit:
     settings = workload.job.settings
-    num_rows = _pilot_rows(workload.recipe, settings)
-    # Sharding needs more than one process.
-    changes = {"max_general_rise": None, "wise_ft": []} | (
-        {"sharding": "none"} if workload.processes == 1 else {}
-    )
-    workload.progress.say(f"pilot on {num_rows:,} rows ...")
     with tempfile.TemporaryDirectory(prefix="fullft-pilot-") as folder:
         return fine_tune(
-            workload.recipe.first(num_rows),
-            settings.training.model_copy(update=changes),
+            recipe.first(_pilot_rows(workload.recipe, settings)),
+            training,
             settings.seed,
             Path(folder),
             workload.progress,
@@ -313,6 +315,21 @@ def _pilot_fit(workload: Planning) -> Fit:
             evaluate_at=[0],
             resumable=False,
         )
+
+
+def _lora_score(workload: Planning) -> float | None:
+    """Return the validation score of LoRA on the pilot's rows; None where it is not trained on them."""
+    settings = workload.job.settings
+    num_rows = workload.recipe.num_rows
+    if not lora_share(settings, _pilot_rows(workload.recipe, settings) / num_rows):
+        return None
+    workload.progress.say("LoRA on the same rows ...")
+    try:
+        fit = _pilot_fit(workload, AdaptedRecipe(workload.recipe), lora_settings(settings))
+    except (DivergenceError, SettingsError) as error:
+        workload.progress.say(f"LoRA was not measured: {error}")
+        return None
+    return fit.scores[f"validation_{settings.primary_metric}"]
 
 
 if __name__ == "__main__":
