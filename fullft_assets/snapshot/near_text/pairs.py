@@ -59,6 +59,8 @@ MAX_ROWS = 100
 ABSENT, REFERENCE, UNLIKE, ALIKE = range(4)
 #: Candidates that are joined at once.
 _JOINED_ROWS = 1 << 16
+#: Low bits by which values are looked up at most, in 64 MB.
+_LOOK_UP_BITS = 26
 #: Pairs whose signatures are compared at once.
 _ESTIMATED_PAIRS = 1 << 17
 #: Pairs that are confirmed at once at most.
@@ -202,6 +204,7 @@ class Texts:
         bits = np.packbits(signatures & 1, axis=1)
         numbers = self._bytes("number", reference).view(np.int64)[:, 0]
         order = np.argsort(numbers, kind="stable")
+        ordered_numbers = numbers[order]
         parts = [np.zeros((2, 0), np.int64)]
         for entries, lookup in self._sides("keys", reference, candidates):
             position = np.searchsorted(reference, lookup["reference"])
@@ -219,9 +222,9 @@ class Texts:
                 .sort_by([("candidate", "ascending"), ("pair", "ascending")])
             )
             number = nearest_pairs["pair"].to_numpy() & ((1 << _NUMBER_BITS) - 1)
-            rows = reference[order[np.searchsorted(numbers[order], number)]]
-            proposed = np.stack([nearest_pairs["candidate"].to_numpy(), rows])
-            is_close = self._estimates(proposed, reference, signatures) >= _least_estimate(similarity)
+            position = order[np.searchsorted(ordered_numbers, number)]
+            proposed = np.stack([nearest_pairs["candidate"].to_numpy(), reference[position]])
+            is_close = self._estimates(proposed[0], signatures, position) >= _least_estimate(similarity)
             if last is not None:
                 roles = last[proposed[0]]
                 is_close = np.where(roles == UNLIKE, is_close, roles == ALIKE + number % _SLOTS // 2)
@@ -284,7 +287,7 @@ class Texts:
         shared_shingles = share * self._sizes[pairs].min(axis=0)
         similarity = shared_shingles / (self._sizes[pairs].sum(axis=0) - shared_shingles)
         rows = distinct(pairs[1])
-        estimates = self._estimates(pairs, rows, self._bytes("signature", rows))
+        estimates = self._estimates(pairs[0], self._bytes("signature", rows), np.searchsorted(rows, pairs[1]))
         pairs = pairs[:, estimates >= _least_estimate(similarity)]
         contained = self._confirm(
             pairs[:, np.lexsort((pairs[1], pairs[0]))],
@@ -344,7 +347,9 @@ class Texts:
             name, reference, _look_up(self._values(name, min(reference, candidates, key=len)))
         )
         is_rare = ~_is_in(entries, common)
-        entries, rows = (part[is_rare] for part in (entries, rows))
+        # In the order of the bits by which they are looked up for each block.
+        order = np.flatnonzero(is_rare)[np.argsort(entries[is_rare] << np.uint32(32 - _LOOK_UP_BITS))]
+        entries, rows = entries[order], rows[order]
         may_be_joined = _look_up(entries)
         for start in range(0, len(candidates), _JOINED_ROWS):
             block = self._entries(name, candidates[start : start + _JOINED_ROWS], may_be_joined)
@@ -415,17 +420,18 @@ class Texts:
             parts.append(data[column.offset : column.offset + len(column)])
         return np.concatenate(parts)[np.searchsorted(distinct_rows, rows)] if parts else np.zeros(0)
 
-    def _estimates(self, pairs: np.ndarray, rows: np.ndarray, signatures: np.ndarray) -> np.ndarray:
-        """Return the estimated similarity of each pair of rows [2, n]: the share of equal signature bytes.
+    def _estimates(self, rows: np.ndarray, signatures: np.ndarray, position: np.ndarray) -> np.ndarray:
+        """Return the estimated similarity of each row to another one: the share of equal signature bytes.
 
         Args:
-            pairs: candidates and references.
-            rows, signatures: the references (ascending), and the signature of each [rows, NUM_HASHES].
+            rows: [n].
+            signatures: of others, uint8 [m, NUM_HASHES].
+            position: [n] which of these each row is compared with.
         """
         estimates = [np.zeros(0)]
-        for start in range(0, pairs.shape[1], _ESTIMATED_PAIRS):
-            first, second = pairs[:, start : start + _ESTIMATED_PAIRS]
-            is_equal = self._bytes("signature", first) == signatures[np.searchsorted(rows, second)]
+        for start in range(0, len(rows), _ESTIMATED_PAIRS):
+            part = slice(start, start + _ESTIMATED_PAIRS)
+            is_equal = self._bytes("signature", rows[part]) == signatures[position[part]]
             estimates.append(is_equal.mean(axis=1))
         return np.concatenate(estimates)
 
@@ -490,8 +496,7 @@ def _binary(values: np.ndarray) -> pa.Array:
 
 def _look_up(values: np.ndarray) -> LookUp:
     """Return what says whether other values may be among these; it is wrong for some that are not."""
-    # Bits by which values are looked up at most, in 64 MB.
-    num_bits = min((16 * len(values)).bit_length(), 26)
+    num_bits = min((16 * len(values)).bit_length(), _LOOK_UP_BITS)
     low_bits = np.uint32((1 << num_bits) - 1)
     is_value = np.zeros(1 << num_bits, bool)
     is_value[values & low_bits] = True
