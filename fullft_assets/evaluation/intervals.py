@@ -1,7 +1,5 @@
 """Estimates with the ends of their intervals, and the t statistics behind them."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from itertools import accumulate
@@ -25,7 +23,7 @@ class Interval(Record):
     high: float
 
     @model_validator(mode="after")
-    def _is_an_interval(self) -> Interval:
+    def _is_an_interval(self) -> "Interval":
         if (
             not all(math.isfinite(end) for end in (self.estimate, self.low, self.high))
             or self.low > self.high
@@ -61,7 +59,7 @@ class Gain(Interval):
         degrees_of_freedom: float,
         confidence: float,
         shifts: np.ndarray | None = None,
-    ) -> Gain:
+    ) -> "Gain":
         """Return the symmetric t interval of a difference.
 
         Where few groups differ, their spread says nothing about the error yet: no sign test of five groups
@@ -134,7 +132,7 @@ class Gain(Interval):
             > -margin
         )
 
-    def at_look(self, look: int, confidence: float) -> Gain:
+    def at_look(self, look: int, confidence: float) -> "Gain":
         """Return the gain with the interval of the n-th candidate on the same test rows, which may err an
         n-th as often as the first: of thirty candidates that are no better one is promoted in a tenth of
         cases at most (.025 (1 + 1/2 + ... + 1/30) = .1).
@@ -151,7 +149,7 @@ class Gain(Interval):
         }
         return self.model_copy(update=ends)
 
-    def with_seed_noise(self, variance: float, degrees_of_freedom: float, confidence: float) -> Gain:
+    def with_seed_noise(self, variance: float, degrees_of_freedom: float, confidence: float) -> "Gain":
         """Return the gain as a claim on two recipes instead of two files: the variance between seeds is
         added.
 

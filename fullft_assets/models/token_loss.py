@@ -8,8 +8,6 @@ are computed for the trained tokens alone, in parts, with their gradients at onc
 replaced in this way is tested, not assumed.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -129,7 +127,7 @@ class TokenLoss:
         losses, is_first = zip(*heads, strict=True)
         return torch.cat(losses), torch.cat(is_first)
 
-    def _summing(self, prediction: Predictions) -> AbstractContextManager[None]:
+    def _summing(self, prediction: "Predictions") -> AbstractContextManager[None]:
         """Return the context in which the head returns the summed loss of a pass."""
         head = self.head
 

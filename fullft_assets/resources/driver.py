@@ -1,7 +1,5 @@
 """The one driver of all launchers: record, attach or submit, follow, cancel, classify, try again, collect."""
 
-from __future__ import annotations
-
 import json
 import os
 import sys
@@ -289,7 +287,7 @@ class LaunchDriver:
         context: dg.AssetExecutionContext,
         launcher: Launcher,
         name: str,
-        messages: _LogMessages,
+        messages: "_LogMessages",
         adopt: Callable[[], None],
     ) -> Status:
         """Hand on a job's output until it is over, and return how it ended.

@@ -6,8 +6,6 @@ names are not at a disadvantage (the normalisation of Brown et al. 2020, arXiv:2
 Nothing is drawn when it answers. Each label of each row is a pass.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from functools import partial
@@ -116,7 +114,7 @@ class ZeroShot(UntrainedBaseline):
         scores = _score(context, chunks, marks)
         return softmax((-scores.loss / scores.num_tokens).reshape(len(rows), len(writer.labels)), axis=1)
 
-    def _examples(self, writer: PromptWriter) -> list[int]:
+    def _examples(self, writer: "PromptWriter") -> list[int]:
         return []
 
 
@@ -141,7 +139,7 @@ class FewShot(ZeroShot):
         examples = train.select(draw(train.labels, NUM_EXAMPLES, context.settings.seed))
         return cls(examples, examples.labels.tolist(), context)
 
-    def _examples(self, writer: PromptWriter) -> list[int]:
+    def _examples(self, writer: "PromptWriter") -> list[int]:
         return [
             token
             for question, label in zip(

@@ -8,8 +8,6 @@ It is started by its path and imports nothing of the package before the first re
 function that reads.
 """
 
-from __future__ import annotations
-
 import resource
 import signal
 import sys

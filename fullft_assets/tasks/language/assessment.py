@@ -11,8 +11,6 @@ of it (`in_tokens_of`): equal nats on an equal text count equally. Which token t
 counterpart, so it has no token accuracy.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -47,7 +45,7 @@ class DocumentScores:
     loss: np.ndarray
     num_right: np.ndarray | None
 
-    def select(self, rows: np.ndarray) -> DocumentScores:
+    def select(self, rows: np.ndarray) -> "DocumentScores":
         return DocumentScores(
             self.num_tokens[rows], self.loss[rows], None if self.num_right is None else self.num_right[rows]
         )
@@ -115,7 +113,7 @@ class LanguageEvaluation(Evaluation):
 
 def in_tokens_of(
     scores: DocumentScores, lengths: np.ndarray, target: DocumentScores, target_lengths: np.ndarray
-) -> DocumentScores:
+) -> "DocumentScores":
     """Spread a model's loss on each document over the tokens that another tokenizer makes of the same text.
 
     The loss of the whole text is the document's mean loss a token, times the model's tokens of the whole

@@ -6,14 +6,12 @@ rows, passes and processes they are in. A model that does not keep documents apa
 each on a row of its own instead, beside others of its length.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from transformers import PreTrainedModel
@@ -56,7 +54,7 @@ class NextTokenRecipe(Recipe):
     def num_rows(self) -> int:
         return self.training.packing.num_rows
 
-    def first(self, num_rows: int) -> NextTokenRecipe:
+    def first(self, num_rows: int) -> Self:
         return replace(self, training=replace(self.training, packing=self.training.packing.first(num_rows)))
 
     def load(self, settings: TrainingSettings) -> PreTrainedModel:
