@@ -155,7 +155,7 @@ class Pointers(Files):
         # through.
         for _ in range(50):
             # The version is read first: content that is newer than it fails the comparison.
-            version = self.version_of(file)
+            version = self.bucket.version_of(file)
             content = self.read_bytes(file)
             versions.add(version)
             if new_content is not None and content == new_content:
