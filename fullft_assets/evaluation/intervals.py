@@ -11,6 +11,8 @@ from fullft_assets.record import Record
 
 #: Probability with which a difference of the minimum detectable size is found.
 POWER = 0.8
+#: Confidence of the two-sided interval whose upper end is the quantile of `POWER`.
+_POWER_CONFIDENCE = 2 * POWER - 1
 #: Wider intervals on a log scale say as little, and their ends would not be numbers.
 _MAX_LOG_REACH = 50.0
 
@@ -111,7 +113,7 @@ class Gain(Interval):
     @property
     def _reach(self) -> float:
         """What would be detectable if a better model differed on no more groups: q sqrt(v)."""
-        return self.half_width + _power_quantile(self.degrees_of_freedom) * self.standard_error
+        return self.half_width + t_quantile(_POWER_CONFIDENCE, self.degrees_of_freedom) * self.standard_error
 
     def times_needed(self, difference: float) -> float:
         """Return how many times as many groups would find a difference with a probability of 0.8."""
@@ -185,15 +187,9 @@ def t_quantile(confidence: float, degrees_of_freedom: float) -> float:
     return float(stdtrit(degrees_of_freedom, (1 + confidence) / 2))
 
 
-def _power_quantile(degrees_of_freedom: float) -> float:
-    from scipy.special import stdtrit
-
-    return float(stdtrit(degrees_of_freedom, POWER))
-
-
 def _detection_quantile(confidence: float, degrees_of_freedom: float) -> float:
     """Return how many standard errors a difference must have to be found with a probability of `POWER`."""
-    return t_quantile(confidence, degrees_of_freedom) + _power_quantile(degrees_of_freedom)
+    return t_quantile(confidence, degrees_of_freedom) + t_quantile(_POWER_CONFIDENCE, degrees_of_freedom)
 
 
 def _step(shifts: np.ndarray) -> float:
