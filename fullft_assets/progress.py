@@ -1,13 +1,11 @@
 """What a workload reports while it works and when it fails, and whether it was asked to stop."""
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, Self
 
 from fullft_assets.durations import duration
 from fullft_assets.errors import FailureClass, Interrupted, without_secrets
@@ -109,7 +107,7 @@ class WorkloadFailure:
     failure: FailureClass
 
     @classmethod
-    def read(cls, path: Path) -> WorkloadFailure | None:
+    def read(cls, path: Path) -> Self | None:
         """Return the failure that a workload wrote, or None if it ended before it could."""
         text = path.read_text() if path.is_file() else ""
         return cls(**json.loads(text)) if text else None

@@ -375,7 +375,7 @@ class TestUnreadableFiles:
         # The fixed file is another one to the ledger, and goes through.
         path.write_text("text,kind\na,notice\n")
         assert letters.keep_cut().metadata["num_rows"] == 1 and not documents.is_delivered(
-            letters.project.documents, batch
+            documents.Folder(letters.project.documents), batch
         )
 
     def test_a_name_that_is_no_text_is_left_in_place_and_named(self, letters: Kept) -> None:

@@ -802,9 +802,9 @@ def test_a_server_that_compares_etags_without_their_quotes_is_understood(
 ) -> None:
     """As Ceph's gateway does."""
     store, conditions = place.store, []
-    monkeypatch.setattr(Store, "version_of", lambda *_: FileVersion('"1"', None))
     bucket = SimpleNamespace(
-        write_where=lambda *given: conditions.append(given[2].e_tag) or '"' not in given[2].e_tag
+        version_of=lambda *_: FileVersion('"1"', None),
+        write_where=lambda *given: conditions.append(given[2].e_tag) or '"' not in given[2].e_tag,
     )
     monkeypatch.setattr(Store, "bucket", bucket)
     assert store.write_if_version("n", b"2", FileVersion('"1"', None)) and conditions == ['"1"', "1"]

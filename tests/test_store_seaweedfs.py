@@ -67,7 +67,7 @@ def test_of_two_writes_under_one_condition_one_is_refused(bucket: str) -> None:
     assert store.write_if_version("pointers/a.json", b"1", None) and not store.write_if_version(
         "pointers/a.json", b"2", None
     )
-    version = store.version_of("pointers/a.json")
+    version = store.bucket.version_of("pointers/a.json")
     assert store.write_if_version("pointers/a.json", b"3", version) and not store.write_if_version(
         "pointers/a.json", b"4", version
     )

@@ -42,7 +42,7 @@ def documents(seed: int = 0) -> tuple[list[list[list[int]]], list[list[list[int]
 
 
 @torch.no_grad()
-def slowly(model: PreTrainedModel, chunks: list, marks: list | None) -> token_loss.TokenScores:
+def slowly(model: PreTrainedModel, chunks: list, marks: list | None) -> token_loss.DocumentScores:
     found = np.zeros((3, len(chunks)))
     for number, document in enumerate(chunks):
         for place, chunk in enumerate(document):
@@ -54,7 +54,7 @@ def slowly(model: PreTrainedModel, chunks: list, marks: list | None) -> token_lo
                         -scores[i - 1, chunk[i]].item(),
                         scores[i - 1].argmax() == chunk[i],
                     )
-    return token_loss.TokenScores(*found)
+    return token_loss.DocumentScores(*found)
 
 
 MODELS = {

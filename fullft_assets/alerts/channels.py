@@ -90,8 +90,7 @@ class Webhook(_Channel):
         body = json.dumps(asdict(alert)).encode()
         try:
             request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
-            with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS):
-                pass
+            urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS).close()
         except urllib.error.HTTPError as error:
             raise AlertError(f"{self.settings.url} answered {error.code} {error.reason}") from None
         except (OSError, ValueError, http.client.HTTPException) as error:

@@ -209,10 +209,12 @@ def base_model_revision(graph: CaseGraph) -> str:
 
 def planning_key(graph: CaseGraph, snapshot: Manifest, revision: str) -> str:
     """Return the key that the three planning artifacts share; `revision` is the base model's."""
-    settings = graph.settings.model_dump(include={"planning"}, mode="json")
-    settings["primary_metric"] = graph.settings.primary_metric
-    settings["training"] = checkpoint_key.plan_settings(graph.settings)
-    settings["processes"] = graph.settings.launcher.processes
+    settings = {
+        **graph.settings.model_dump(include={"planning"}, mode="json"),
+        "primary_metric": graph.settings.primary_metric,
+        "training": checkpoint_key.plan_settings(graph.settings),
+        "processes": graph.settings.launcher.processes,
+    }
     launcher = graph.settings.launcher_of("planning")
     inputs = {
         TRAINING_SNAPSHOT: snapshot.content_digest,
@@ -380,8 +382,10 @@ def _build_evaluation(graph: CaseGraph) -> list[dg.AssetsDefinition]:
             for name, refs in ((evaluation.SEED_RUN, against.seed_runs), (evaluation.LOOK, against.looks)):
                 inputs |= {f"{name}{number}": store.load(ref) for number, ref in enumerate(refs)}
             inputs |= external.keep(store, graph.name, graph.settings, graph.use_case.project_root)
-            settings = graph.settings.model_dump(include={"evaluation", "release"}, mode="json")
-            settings["worth"] = worth.asked(graph.settings)
+            settings = {
+                **graph.settings.model_dump(include={"evaluation", "release"}, mode="json"),
+                "worth": worth_settings,
+            }
             digests = {name: manifest.content_digest for name, manifest in inputs.items()}
             key = artifact_key(EVALUATION_REPORT, evaluation.VERSION, settings, digests, graph.settings.seed)
             manifest = graph.find_or_launch(context, "evaluation", EVALUATION_REPORT, key, inputs)

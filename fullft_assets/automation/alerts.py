@@ -219,11 +219,9 @@ def of_run(
             )
             first = _first_window(graph, store, window.created_at, "confirmed", ("ok", "warming_up"))
             yield alert("drift", f"window {partition} drifted", action, first or partition)
-        first = partition
         if window is not None and status == "feed_broken":
             ends = (*VERDICTS, "warming_up")
-            first = _first_window(graph, store, window.created_at, "feed_broken", ends) or first
-        if status == "feed_broken":
+            first = _first_window(graph, store, window.created_at, "feed_broken", ends) or partition
             action = "look at what delivers production documents"
             yield alert("gate_closed", f"window {partition} has no text", action, f"feed_broken/{first}")
     if stage == "end_orphans" and run.tags.get(STOPPED_TAG, "0") != "0":

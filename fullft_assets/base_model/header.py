@@ -2,8 +2,6 @@
 run only where the use case's `trust_remote_code` allows it. Never loads a weight.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

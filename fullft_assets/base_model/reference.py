@@ -5,8 +5,6 @@ A base model is a folder with `config.json`, `tokenizer.json` and safetensors we
 shards with an index. A model of the Hugging Face hub is named by its commit and found in the hub's cache.
 """
 
-from __future__ import annotations
-
 import difflib
 import importlib.util
 import os

@@ -1,7 +1,5 @@
 """A quick look at the delivered documents: a sample of their rows, read as ingestion reads them."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field

@@ -210,8 +210,10 @@ def _section_problems(settings: UseCaseSettings) -> Iterator[Problem]:
     training = settings.training
     monitoring = settings.monitoring
     ingestion = settings.compute.ingestion or LauncherSettings()
-    launchers = {name: settings.launcher_of(name) for name in ("planning", "training", "evaluation")}
-    launchers["ingestion"] = ingestion
+    launchers = {
+        **{name: settings.launcher_of(name) for name in ("planning", "training", "evaluation")},
+        "ingestion": ingestion,
+    }
     isolated_workloads = {
         name for name, section in launchers.items() if getattr(section, "network_isolation", False)
     }

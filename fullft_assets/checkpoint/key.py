@@ -1,7 +1,5 @@
 """The settings that determine a checkpoint (its key), and the checks of a finished training."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Mapping, Sequence

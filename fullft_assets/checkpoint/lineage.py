@@ -5,8 +5,6 @@ earlier training, the oldest first, so that a test row, an erased document or a 
 earlier training is not overlooked.
 """
 
-from __future__ import annotations
-
 from fullft_assets.artifacts import TRAINING_SNAPSHOT
 from fullft_assets.checkpoint.metadata import CheckpointMetadata, PastTraining
 from fullft_assets.errors import StoreError

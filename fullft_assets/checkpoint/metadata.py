@@ -1,7 +1,5 @@
 """The metadata of a checkpoint: what it was trained from, what training took, and its scores."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any
 
 from pydantic import ConfigDict

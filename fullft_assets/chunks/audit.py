@@ -1,7 +1,5 @@
 """Audit: how a tokenizer treats the domain's language, and which words should be tokens of their own."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections import Counter
@@ -96,7 +94,7 @@ class Audit:
         return f"chunks:\n  added_tokens: {json.dumps(self.proposal, ensure_ascii=False)}\n"
 
 
-def audit_tokenizer(store: Store, use_case: UseCase, batches: Mapping[str, Manifest]) -> Manifest:
+def audit_tokenizer(store: Store, use_case: "UseCase", batches: Mapping[str, Manifest]) -> Manifest:
     """Audit the tokenizer and write the terms, costliest first, and a proposal of tokens to add.
 
     Args:
@@ -148,7 +146,7 @@ class Words:
     occurrences: Counter[str] = field(default_factory=Counter)
 
 
-def count_words(texts: Sequence[str], tokenizer: Tokenizer) -> Words:
+def count_words(texts: Sequence[str], tokenizer: "Tokenizer") -> Words:
     """Count the words of texts, as the tokenizer distinguishes them: by case or not."""
     folds_case = tokenizer.normalizer is not None and "a" in tokenizer.normalizer.normalize_str("A")
     words = Words(len(texts))
@@ -194,7 +192,7 @@ def judge(texts: Sequence[str], tokenization: Tokenization, languages: Sequence[
     return Audit(terms, metadata, _checks(metadata), [term["term"] for term in proposed_terms])
 
 
-def _mine(words: Words, tokenizer: Tokenizer, languages: Sequence[str]) -> tuple[list[dict[str, Any]], str]:
+def _mine(words: Words, tokenizer: "Tokenizer", languages: Sequence[str]) -> tuple[list[dict[str, Any]], str]:
     """Return the words that the tokenizer splits and that are markedly commoner here than in general
     language; and what that is.
 
@@ -263,7 +261,7 @@ def _per_million(
     return f"the general words of {', '.join(listed_languages)}", frequencies
 
 
-def _estimate_savings(terms: list[dict[str, Any]], tokenizer: Tokenizer) -> None:
+def _estimate_savings(terms: list[dict[str, Any]], tokenizer: "Tokenizer") -> None:
     from tokenizers import Tokenizer
 
     # A byte-level vocabulary keeps the space before an added token as a token: the term alone would promise

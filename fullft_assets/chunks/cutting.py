@@ -5,8 +5,6 @@ text begins. A list of lists of 100,000 texts would take ten times the memory an
 which tokens are trained (conversations), and which belong to a labelled span.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -68,7 +66,7 @@ class Room:
     most: int | None
 
 
-def encode(tokenizer: Tokenizer, texts: Sequence[str], *, spans: bool = False) -> Encoded:
+def encode(tokenizer: "Tokenizer", texts: Sequence[str], *, spans: bool = False) -> Encoded:
     """Tokenise texts on all cores, in slices of bounded memory.
 
     Args:

@@ -1,12 +1,10 @@
 """The stage of chunks: the valid examples of a batch -> token ids, cut into chunks."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -134,7 +132,7 @@ class Expected:
     tokenizer: str
 
     @classmethod
-    def of(cls, use_case: UseCase) -> Expected:
+    def of(cls, use_case: UseCase) -> Self:
         """Read today's settings and tokenizer."""
         return cls(key_settings(use_case.settings), tokenizer_digest_of(use_case))
 

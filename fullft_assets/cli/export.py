@@ -196,8 +196,12 @@ def _files(
     task = task_of(settings.examples)
     default_name = "prompt" if task.has_messages else "source" if format_name == "ground_truth" else "text"
     text = settings.documents.text or default_name
-    names = {"id": settings.documents.id, "text": text, "group": settings.examples.group or "group"}
-    names["window"] = EXPORT_COLUMN
+    names = {
+        "id": settings.documents.id,
+        "text": text,
+        "group": settings.examples.group or "group",
+        "window": EXPORT_COLUMN,
+    }
     columns = [column for column in _COLUMNS if column in rows[0]]
     records = [
         {names.get(column, column): row[column] for column in columns if row[column] is not None}

@@ -4,8 +4,6 @@ Documents arrive, a window drifts, the policy asks for labels, the labels arrive
 training, and alerts are received.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import signal
@@ -89,7 +87,7 @@ def tour(folder: Path) -> int:
 @dataclass
 class _Tour:
     project: TourProject
-    services: _Services
+    services: "_Services"
     alerts: list[dict[str, Any]]
     say: Callable[[str], None]
     store: Store

@@ -7,8 +7,6 @@ headers Origin and Host say. A browser opens no file of the server that Dagster 
 reports have pages below `/fullft/reports/` of the UI.
 """
 
-from __future__ import annotations
-
 import asyncio
 import os
 import re
@@ -28,6 +26,10 @@ from fullft_assets.resources import REPORTS
 from fullft_assets.resources.store import default_store
 from fullft_assets.security import LOGIN_KEY_VARIABLE, PERSON_TAG
 
+Scope = dict[str, Any]
+Receive = Callable[[], Awaitable[Any]]
+Send = Callable[[Any], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
 #: The reference of an artifact that has a report; no part of it leads out of the store.
 _REF = re.compile(
     rf"{REPORTS}(\w[\w.-]*/(?:{TRAINING_SNAPSHOT}|{EVALUATION_REPORT})/\w[\w.-]*/\w[\w.-]*)"
@@ -46,7 +48,7 @@ _HEADERS = [
 def with_reports(app: App) -> App:
     """Return an ASGI application that answers the paths of reports, and leaves the rest to another one."""
 
-    async def answer(scope: dict[str, Any], receive: Any, send: Callable[[Any], Awaitable[None]]) -> None:
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
         if (
             scope["type"] != "http"
             or scope["method"] not in ("GET", "HEAD")
@@ -81,10 +83,6 @@ def _page(path: str) -> bytes | None:
 #: Names of the UI behind a proxy, with commas between them, such as `ui.example.com,ui.example.com:8443`.
 HOSTS_VARIABLE = "FULLFT_UI_HOSTS"
 _READS = ("GET", "HEAD", "OPTIONS")
-Scope = dict[str, Any]
-Receive = Callable[[], Awaitable[Any]]
-Send = Callable[[Any], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 #: What the tokens of the login are for: the `aud` that the proxy asks for, or the ARN of AWS's load balancer.

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from fullft_assets.documents.erasure import erased_digest
 from fullft_assets.documents.names import alias, shown_path
@@ -63,10 +63,9 @@ def named_files(store: Store, case: str) -> list[tuple[str, str, str]]:
     """Return each delivered file as its name outside of the store (see `names`), its batch or window, and its
     path.
     """
-    kinds: tuple[Kind, Kind] = ("batch", "window")
     return [
         (alias(file.path), batch.name, shown_path(file.path))
-        for kind in kinds
+        for kind in get_args(Kind)
         for batch in list_batches(store, case, kind)
         for file in batch.files
     ]
@@ -267,11 +266,10 @@ def bounded(files: list[SourceFile], settings: DocumentsSettings) -> Iterator[li
         yield group
 
 
-def is_delivered(where: Source | Path, batch: Batch) -> bool:
+def is_delivered(source: Source, batch: Batch) -> bool:
     """Return whether any file of a batch is still there as it was cut: a rewritten one is in a newer
     batch.
     """
-    source = Folder(where) if isinstance(where, Path) else where
     if not batch.files:
         return False
     # Nearly always the first file is still there; only otherwise are the others looked up, many at a time.

@@ -90,8 +90,9 @@ def _contents(table: pa.Table) -> list[str | None]:
     if "text_hash" in table.column_names:
         return table["text_hash"].to_pylist()
     texts = table["text"].to_pylist()
-    turns: list[list[dict[str, str]] | None]
-    turns = table["messages"].to_pylist() if "messages" in table.column_names else [None] * len(texts)
+    turns: list[list[dict[str, str]] | None] = (
+        table["messages"].to_pylist() if "messages" in table.column_names else [None] * len(texts)
+    )
     return [
         None if text is None else text_hash(text) if messages is None else messages_hash(messages)
         for text, messages in zip(texts, turns, strict=True)

@@ -4,15 +4,13 @@ A file is read to its end or not at all: one that cannot be read is named with t
 read.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import chain
-from typing import Annotated, TypeVar
+from typing import Annotated, Self, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -133,7 +131,7 @@ class ReadBatch:
     #: Pages without text of the PDFs that have such pages, by path.
     pages_without_text: dict[str, int] = field(default_factory=dict)
 
-    def without(self, unreadable: Mapping[str, str]) -> ReadBatch:
+    def without(self, unreadable: Mapping[str, str]) -> Self:
         """Return the batch without some of its files, which are given with the reasons."""
 
         if not unreadable:

@@ -1,7 +1,5 @@
 """Where documents come from: a local folder, or the objects below an S3 prefix."""
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import os
@@ -43,7 +41,7 @@ class SourceFile(NamedTuple):
     etag: str = ""
 
 
-def open_source(path: str, project_root: Path, *, any_ending: bool = False) -> Source:
+def open_source(path: str, project_root: Path, *, any_ending: bool = False) -> "Source":
     """Return the source that a path of the YAML names.
 
     Args:

@@ -2,11 +2,9 @@
 length, label, language or value of a field), and whether full fine-tuning was justified.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -246,7 +244,7 @@ class Comparison:
         slicing: Mapping[str, Sequence[str | None]] | None = None,
         modules: Mapping[str, Metric] | None = None,
         candidate: str = FINETUNED,
-    ) -> Comparison:
+    ) -> Self:
         """Return the comparison that the settings ask for."""
         return cls(
             settings.evaluation,
@@ -259,7 +257,7 @@ class Comparison:
             candidate=candidate,
         )
 
-    def take(self, rows: np.ndarray) -> Comparison:
+    def take(self, rows: np.ndarray) -> Self:
         """Return the comparison of some of the rows, bool [n]."""
         positions = np.flatnonzero(rows).tolist()
         return replace(

@@ -1,7 +1,5 @@
 """Estimates with the ends of their intervals, and the t statistics behind them."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from itertools import accumulate
@@ -13,6 +11,8 @@ from fullft_assets.record import Record
 
 #: Probability with which a difference of the minimum detectable size is found.
 POWER = 0.8
+#: Confidence of the two-sided interval whose upper end is the quantile of `POWER`.
+_POWER_CONFIDENCE = 2 * POWER - 1
 #: Wider intervals on a log scale say as little, and their ends would not be numbers.
 _MAX_LOG_REACH = 50.0
 
@@ -25,7 +25,7 @@ class Interval(Record):
     high: float
 
     @model_validator(mode="after")
-    def _is_an_interval(self) -> Interval:
+    def _is_an_interval(self) -> "Interval":
         if (
             not all(math.isfinite(end) for end in (self.estimate, self.low, self.high))
             or self.low > self.high
@@ -61,7 +61,7 @@ class Gain(Interval):
         degrees_of_freedom: float,
         confidence: float,
         shifts: np.ndarray | None = None,
-    ) -> Gain:
+    ) -> "Gain":
         """Return the symmetric t interval of a difference.
 
         Where few groups differ, their spread says nothing about the error yet: no sign test of five groups
@@ -113,7 +113,7 @@ class Gain(Interval):
     @property
     def _reach(self) -> float:
         """What would be detectable if a better model differed on no more groups: q sqrt(v)."""
-        return self.half_width + _power_quantile(self.degrees_of_freedom) * self.standard_error
+        return self.half_width + t_quantile(_POWER_CONFIDENCE, self.degrees_of_freedom) * self.standard_error
 
     def times_needed(self, difference: float) -> float:
         """Return how many times as many groups would find a difference with a probability of 0.8."""
@@ -134,7 +134,7 @@ class Gain(Interval):
             > -margin
         )
 
-    def at_look(self, look: int, confidence: float) -> Gain:
+    def at_look(self, look: int, confidence: float) -> "Gain":
         """Return the gain with the interval of the n-th candidate on the same test rows, which may err an
         n-th as often as the first: of thirty candidates that are no better one is promoted in a tenth of
         cases at most (.025 (1 + 1/2 + ... + 1/30) = .1).
@@ -151,7 +151,7 @@ class Gain(Interval):
         }
         return self.model_copy(update=ends)
 
-    def with_seed_noise(self, variance: float, degrees_of_freedom: float, confidence: float) -> Gain:
+    def with_seed_noise(self, variance: float, degrees_of_freedom: float, confidence: float) -> "Gain":
         """Return the gain as a claim on two recipes instead of two files: the variance between seeds is
         added.
 
@@ -187,15 +187,9 @@ def t_quantile(confidence: float, degrees_of_freedom: float) -> float:
     return float(stdtrit(degrees_of_freedom, (1 + confidence) / 2))
 
 
-def _power_quantile(degrees_of_freedom: float) -> float:
-    from scipy.special import stdtrit
-
-    return float(stdtrit(degrees_of_freedom, POWER))
-
-
 def _detection_quantile(confidence: float, degrees_of_freedom: float) -> float:
     """Return how many standard errors a difference must have to be found with a probability of `POWER`."""
-    return t_quantile(confidence, degrees_of_freedom) + _power_quantile(degrees_of_freedom)
+    return t_quantile(confidence, degrees_of_freedom) + t_quantile(_POWER_CONFIDENCE, degrees_of_freedom)
 
 
 def _step(shifts: np.ndarray) -> float:

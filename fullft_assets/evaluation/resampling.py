@@ -2,8 +2,6 @@
 together.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -55,7 +53,7 @@ class _Samples:
     sums: tuple[np.ndarray, ...] = ()
     choice_bias: float | None = None
 
-    def moved_from(self, other_samples: _Samples) -> np.ndarray | None:
+    def moved_from(self, other_samples: "_Samples") -> np.ndarray | None:
         """Return by how much each group on which two systems differ moves the difference; None where that is
         not known.
         """

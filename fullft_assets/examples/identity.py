@@ -8,8 +8,6 @@ answer counts (without a majority none does). Equal texts with different targets
 one target one stays.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -59,7 +57,7 @@ class IdentityRows:
     delivered: np.ndarray
 
     @classmethod
-    def of(cls, table: pa.Table) -> IdentityRows:
+    def of(cls, table: pa.Table) -> "IdentityRows":
         """Return the rows of a table with COLUMNS."""
         return cls(
             table,
@@ -127,7 +125,7 @@ class Versions:
     newest_source: np.ndarray
 
     @classmethod
-    def of(cls, rows: IdentityRows, is_compared: np.ndarray) -> Versions:
+    def of(cls, rows: IdentityRows, is_compared: np.ndarray) -> "Versions":
         """Return the versions among the compared rows (mask)."""
         same = several(rows.id, is_compared)
         source, _ = ranks(rows.table["source"].take(same))
@@ -157,7 +155,7 @@ class Votes:
     tied: np.ndarray
 
     @classmethod
-    def of(cls, rows: IdentityRows, versions: Versions, target: Target | None) -> Votes:
+    def of(cls, rows: IdentityRows, versions: Versions, target: Target | None) -> "Votes":
         """Count the votes. A row votes if it and its id's newest row have an annotator and the same text."""
         positions = _voters(rows, versions)
         if not len(voters := versions.row[positions]):

@@ -5,8 +5,6 @@ A profile is a narrow table of numbers, flags and names, one row a document, wit
 columns takes Great Expectations several times the time and memory.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -199,7 +197,7 @@ def applicable(settings: ExamplesSettings) -> list[str]:
 
 def profile(
     table: pa.Table, settings: ExamplesSettings, num_personal_data: np.ndarray | None = None
-) -> pd.DataFrame:
+) -> "pd.DataFrame":
     """Return the profile of a batch of documents; a column that no rule and no expectation needs is excluded.
 
     Args:
@@ -333,7 +331,7 @@ class Finding:
     observed: float | None = None
 
 
-def run_expectations(frame: pd.DataFrame, suite: Mapping[str, Any]) -> dict[str, Finding]:
+def run_expectations(frame: "pd.DataFrame", suite: Mapping[str, Any]) -> dict[str, Finding]:
     """Return the findings of Great Expectations by rule.
 
     The user's `mostly` decides whether enough rows pass, not which ones do: that must not depend on the rows
@@ -357,7 +355,7 @@ def run_expectations(frame: pd.DataFrame, suite: Mapping[str, Any]) -> dict[str,
     return findings
 
 
-def _validate(frame: pd.DataFrame, suite: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def _validate(frame: "pd.DataFrame", suite: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     import great_expectations as gx
 
     batch = _any_frame().get_batch({"dataframe": frame})

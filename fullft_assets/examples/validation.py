@@ -6,8 +6,6 @@ other (copies, contradictions, votes, older versions) is only counted here: the 
 all batches (see `identity`).
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -151,7 +149,7 @@ def write_examples(rows: pa.Table, path: Path) -> None:
     pq.write_table(rows, path, compression="lz4", row_group_size=_ROW_GROUP)
 
 
-def validate(store: Store, use_case: UseCase, raw: Manifest) -> tuple[Manifest, Manifest]:
+def validate(store: Store, use_case: "UseCase", raw: Manifest) -> tuple[Manifest, Manifest]:
     """Validate a batch and write its valid examples and its quarantine, both also when empty.
 
     Returns:
@@ -320,7 +318,7 @@ def _hashes(documents: pa.Table, settings: ExamplesSettings) -> list[str | None]
     return [None if text is None else text_hash(text) for text in documents["text"].to_pylist()]
 
 
-def _findings(frame: pd.DataFrame, settings: ExamplesSettings) -> dict[str, Finding]:
+def _findings(frame: "pd.DataFrame", settings: ExamplesSettings) -> dict[str, Finding]:
     findings = run_expectations(frame, suite_for(settings))
     # Each of the user's is tried alone: Great Expectations does not always say which one it failed on.
     suite_of_user = expectations.build(settings) if settings.expectations else {}

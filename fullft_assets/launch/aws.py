@@ -2,8 +2,6 @@
 containers in CloudWatch Logs.
 """
 
-from __future__ import annotations
-
 import json
 import time
 from abc import abstractmethod

@@ -3,8 +3,6 @@
 This file stays light: the supervisor of a workload imports it, and must start fast.
 """
 
-from __future__ import annotations
-
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -117,7 +115,7 @@ class Launcher(ABC):
     """
 
     #: Class of the section `launcher` for this kind; None: the keys that all kinds have.
-    settings_class: ClassVar[type[LauncherSettings] | None] = None
+    settings_class: "ClassVar[type[LauncherSettings] | None]" = None
     #: Whether a job ends with the processes of the run, so that a run that is ended stops it, whatever ends
     #: it.
     ends_with_run: ClassVar[bool] = False
@@ -125,7 +123,7 @@ class Launcher(ABC):
     #: is noticed at once.
     look_seconds: ClassVar[tuple[float, float]] = (1.0, 30.0)
 
-    def __init__(self, settings: LauncherSettings):
+    def __init__(self, settings: "LauncherSettings"):
         self.settings = settings
 
     @property
@@ -159,7 +157,7 @@ class Launcher(ABC):
         """Return whether so many processes can compute at once where planning runs."""
         return True
 
-    def hourly_usd(self, planning: PlanningSettings, processes: int) -> float | None:
+    def hourly_usd(self, planning: "PlanningSettings", processes: int) -> float | None:
         """Return the price of an hour of a job of so many processes, where the plan's table of prices has its
         machines.
         """

@@ -8,8 +8,6 @@ that ended is written to a file, if one is named, else into the last line of the
 share the work find each other by their host names; the Job gives each its index.
 """
 
-from __future__ import annotations
-
 import importlib.metadata
 import json
 import math

@@ -1,7 +1,5 @@
 """What a launcher and the process that it launches agree on."""
 
-from __future__ import annotations
-
 import ctypes
 import multiprocessing
 import os

@@ -5,8 +5,6 @@ store on S3. Its name is never used again, so that a name that exists already is
 answer was lost. Output is read from CloudWatch Logs.
 """
 
-from __future__ import annotations
-
 import importlib.metadata
 import json
 import math

@@ -8,9 +8,6 @@ are computed for the trained tokens alone, in parts, with their gradients at onc
 replaced in this way is tested, not assumed.
 """
 
-from __future__ import annotations
-
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
@@ -25,6 +22,7 @@ from transformers import PreTrainedModel
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
 from fullft_assets.models import documents, precision
+from fullft_assets.models.document_scores import DocumentScores
 from fullft_assets.models.inference import collate, device, evaluating, in_batches, move
 from fullft_assets.models.loading import is_outline
 from fullft_assets.progress import Listener
@@ -129,7 +127,7 @@ class TokenLoss:
         losses, is_first = zip(*heads, strict=True)
         return torch.cat(losses), torch.cat(is_first)
 
-    def _summing(self, prediction: Predictions) -> AbstractContextManager[None]:
+    def _summing(self, prediction: "Predictions") -> AbstractContextManager[None]:
         """Return the context in which the head returns the summed loss of a pass."""
         head = self.head
 
@@ -303,45 +301,13 @@ def _cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.T
 _PADDING = 0
 
 
-@dataclass(frozen=True)
-class TokenScores:
-    """The predictions of the trained tokens of documents; the methods pool all tokens of all documents.
-
-    Attributes:
-        num_tokens: [documents] int64, trained tokens that were predicted.
-        loss: [documents] float64, their summed cross-entropy in nats; nan where the model's outputs are not
-            finite.
-        num_right: [documents] int64, how many of them the model ranked first.
-    """
-
-    num_tokens: np.ndarray
-    loss: np.ndarray
-    num_right: np.ndarray
-
-    def mean_loss(self) -> float:
-        """Return the mean cross-entropy of a token in nats; nan without a token, or if an output was not
-        finite.
-        """
-        count = self.num_tokens.sum()
-        return float(self.loss.sum() / count) if count else math.nan
-
-    def token_probability(self) -> float:
-        """Return the geometric mean of the tokens' probabilities, 1 / perplexity."""
-        return math.exp(-self.mean_loss())
-
-    def token_accuracy(self) -> float:
-        """Return the share of tokens that were ranked first; nan like the loss."""
-        loss = self.mean_loss()
-        return float(self.num_right.sum() / self.num_tokens.sum()) if math.isfinite(loss) else math.nan
-
-
 def score_documents(
     model: PreTrainedModel,
     chunks: Sequence[Sequence[Sequence[int]]],
     marks: Sequence[Sequence[Sequence[int]]] | None,
     *,
     progress: Listener | None = None,
-) -> TokenScores:
+) -> DocumentScores:
     """Score a causal language model on documents; the model's mode is restored.
 
     A token is predicted from those before it in its chunk, so the first one of a chunk never is. Each
@@ -382,7 +348,7 @@ def score_documents(
             np.add.at(num_tokens, documents, 1)
             np.add.at(loss, documents, losses)
             np.add.at(num_right, documents, is_first)
-    return TokenScores(num_tokens, np.where(np.isfinite(loss), loss, np.nan), num_right)
+    return DocumentScores(num_tokens, np.where(np.isfinite(loss), loss, np.nan), num_right)
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,11 @@ Another package registers a subclass of `DriftTest`, and `monitoring.drift_tests
     readability = "their_package.readability:Readability"
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, Self
 
 import numpy as np
 
@@ -355,7 +353,7 @@ class Scale:
     far: np.ndarray
 
     @classmethod
-    def fit(cls, held_out: Features, num_labels: int, tests: Sequence[str] = OUR_DRIFT_TESTS) -> Scale:
+    def fit(cls, held_out: Features, num_labels: int, tests: Sequence[str] = OUR_DRIFT_TESTS) -> Self:
         """Return the scale of held-out rows.
 
         Args:
@@ -412,14 +410,14 @@ class Scale:
             else None
         )
 
-    def with_content_of(self, other_scale: Scale) -> Scale:
+    def with_content_of(self, other_scale: Self) -> Self:
         """Return the scale with the arrays of another scale, on which earlier windows were read, for the
         tests that outlive a champion.
         """
         names = [name for test in self.tests if test.outlives_champion for name in test.arrays]
         return replace(self, fitted={**self.fitted, **{name: other_scale.fitted[name] for name in names}})
 
-    def without_rows(self) -> Scale:
+    def without_rows(self) -> Self:
         """Return the scale without the embeddings of single rows; the coordinates stay as they are."""
         return replace(self, held_out=self.held_out[:0])
 
@@ -428,7 +426,7 @@ class Scale:
         save_arrays(path, {**self.fitted, "held_out": self.held_out, "far": self.far})
 
     @classmethod
-    def load(cls, path: Path, tests: Sequence[str] = OUR_DRIFT_TESTS) -> Scale:
+    def load(cls, path: Path, tests: Sequence[str] = OUR_DRIFT_TESTS) -> Self:
         """Read what `save` wrote.
 
         Args:

@@ -1,7 +1,5 @@
 """Features of documents, and what is kept of a window for the drift tests: few numbers, no text, no row."""
 
-from __future__ import annotations
-
 import hashlib
 import re
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
@@ -77,7 +75,7 @@ class Vocabulary:
         self._hash_set = frozenset(hashes.tolist())
 
     @classmethod
-    def of(cls, texts: Iterable[str], seed: int) -> Vocabulary:
+    def of(cls, texts: Iterable[str], seed: int) -> "Vocabulary":
         """Return the words of these texts, hashed with the seed as the key."""
         words = {word for text in texts for word in words_of(text)}
         return cls(np.array(sorted(_hashed(word, seed) for word in words), np.uint64), seed)
@@ -159,7 +157,7 @@ class Sums:
         save_arrays(path, arrays | ({} if self.novel_share is None else {"novel_share": self.novel_share}))
 
     @classmethod
-    def load(cls, path: Path) -> Sums:
+    def load(cls, path: Path) -> "Sums":
         """Read what `save` wrote."""
         with np.load(path, allow_pickle=False) as arrays:
             means = {

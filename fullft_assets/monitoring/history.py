@@ -2,12 +2,10 @@
 there.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from dataclasses import dataclass, replace
+from typing import Any, Self, TypeVar
 
 from fullft_assets.artifacts import DRIFT_SCALE, FINETUNED_CHECKPOINT, PRODUCTION_DOCUMENTS
 from fullft_assets.monitoring.drift_tests import POOLED
@@ -65,7 +63,7 @@ class History:
         return inputs | ({} if self.scale is None else {DRIFT_SCALE: self.scale})
 
     @classmethod
-    def of_inputs(cls, inputs: Mapping[str, Manifest]) -> History:
+    def of_inputs(cls, inputs: Mapping[str, Manifest]) -> Self:
         """Return the history from a job's inputs, as `as_inputs` names them."""
 
         def past(prefix: str) -> Past[Manifest]:
@@ -78,7 +76,7 @@ class History:
         scale = inputs.get(DRIFT_SCALE)
         return cls(past(""), None if scale is None else past(_KEPT), scale)
 
-    def after(self, report: Manifest) -> History:
+    def after(self, report: Manifest) -> Self:
         """Return the history that the next window is compared with.
 
         Args:
@@ -86,7 +84,7 @@ class History:
         """
         status = DriftMetadata.of(report).status
         kept_past = None if self.kept_past is None else self.kept_past.after(report, status)
-        return History(self.model.after(report, status), kept_past, self.scale)
+        return replace(self, model=self.model.after(report, status), kept_past=kept_past)
 
 
 def read_history(

@@ -1,7 +1,5 @@
 """The verdict on a window of production documents: is production still what it was?"""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
@@ -54,7 +52,7 @@ class Past(NamedTuple, Generic[T]):
     reference: Sequence[T]
     recent: Sequence[T]
 
-    def after(self, window: T, status: Status) -> Past[T]:
+    def after(self, window: T, status: Status) -> "Past[T]":
         """Return the past that the window after this one is compared with.
 
         The first windows are the reference, but for those that alarmed: what differs from six windows would

@@ -5,8 +5,6 @@ folder. It is not deterministic in the way that the patterns are: what it finds 
 so its digest is part of what keys are made of.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import json
 from collections.abc import Collection, Iterator, Sequence
@@ -79,7 +77,7 @@ def pipeline_key(use_case: UseCase) -> dict[str, str]:
     return {} if (pipeline := _pipeline_of(use_case)) is None else {"pii_pipeline": pipeline.digest()}
 
 
-def entity_model(use_case: UseCase) -> EntityModel | None:
+def entity_model(use_case: UseCase) -> "EntityModel | None":
     """Return the model of a use case, loaded once in a process; None where none is used.
 
     Raises:
@@ -122,7 +120,7 @@ def _digest(folder: Path, files: tuple[tuple[Path, int, int], ...]) -> str:
 
 
 @lru_cache(maxsize=1)
-def _load(pipeline: _Pipeline, kinds: tuple[str, ...]) -> EntityModel:
+def _load(pipeline: _Pipeline, kinds: tuple[str, ...]) -> "EntityModel":
     return EntityModel(pipeline, kinds)
 
 

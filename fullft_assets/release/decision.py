@@ -1,7 +1,5 @@
 """The decision on a candidate: promoted if every gate passes and nothing has changed since it was judged."""
 
-from __future__ import annotations
-
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping

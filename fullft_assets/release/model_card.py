@@ -1,7 +1,5 @@
 """The model card: what a champion is for, how good it is, and what made it."""
 
-from __future__ import annotations
-
 from pathlib import PurePath
 from typing import Any
 

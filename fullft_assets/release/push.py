@@ -2,8 +2,6 @@
 hub, or a model package in the registry of SageMaker.
 """
 
-from __future__ import annotations
-
 import json
 import tarfile
 import tempfile

@@ -1,14 +1,12 @@
 """The one driver of all launchers: record, attach or submit, follow, cancel, classify, try again, collect."""
 
-from __future__ import annotations
-
 import json
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
 
@@ -38,22 +36,20 @@ _CANCELLED = (dg.DagsterExecutionInterruptedError, KeyboardInterrupt, SystemExit
 T = TypeVar("T")
 
 
+@dataclass(frozen=True)
 class LaunchDriver:
     """Runs workloads to their end; the resource `CASE_launcher`.
 
     Progress arrives in Dagster's log through Pipes. The result is never taken from there: it is the manifest
     that the workload writes last.
 
-    Args:
+    Attributes:
         launcher_of: returns the launcher of a workload.
         package: where the workloads' modules are.
     """
 
-    def __init__(
-        self, launcher_of: Callable[[str], Launcher], package: str = "fullft_assets.launch.workloads"
-    ):
-        self.launcher_of = launcher_of
-        self.package = package
+    launcher_of: Callable[[str], Launcher]
+    package: str = "fullft_assets.launch.workloads"
 
     def run(self, context: dg.AssetExecutionContext, workload: str, job: Job, store: Store) -> Manifest:
         """Launch a workload, or attach to it where it runs already, and return the manifest of the artifact
@@ -289,7 +285,7 @@ class LaunchDriver:
         context: dg.AssetExecutionContext,
         launcher: Launcher,
         name: str,
-        messages: _LogMessages,
+        messages: "_LogMessages",
         adopt: Callable[[], None],
     ) -> Status:
         """Hand on a job's output until it is over, and return how it ended.

@@ -100,8 +100,6 @@ def latest_by_partition(store: Store, case: str, asset: str) -> dict[str, Manife
 
 #: Artifacts that are read before what is known of them is written.
 _AT_ONCE = 1_000
-#: By partition: the version of its pointer, and what was derived.
-_Entries = dict[str, list[Any]]
 
 
 def summary_by_partition(
@@ -140,8 +138,10 @@ def summary_by_partition(
     return {name: entries[name][1] for name in versions if name in entries}
 
 
-def _read(store: Store, file: str, of: list[str]) -> _Entries:
-    """Return the entries of a summary; none where it is lost, damaged, or not of this version."""
+def _read(store: Store, file: str, of: list[str]) -> dict[str, list[Any]]:
+    """Return the entries of a summary by partition, each the version of its pointer and what was derived;
+    none where it is lost, damaged, or not of this version.
+    """
     try:
         content = store.read_json(file)
     except ValueError:  # JSON that is cut off

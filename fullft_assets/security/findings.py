@@ -2,8 +2,6 @@
 nothing is asked of a network.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -17,7 +15,7 @@ from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
 from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
@@ -37,7 +35,7 @@ class Finding(NamedTuple):
     evidence: str
     fix: str
 
-    def accepted_by(self, lines: Iterable[tuple[str, str]]) -> Finding:
+    def accepted_by(self, lines: Iterable[tuple[str, str]]) -> Self:
         """Return the finding as a warning where somebody accepted it: see `read_accepted`."""
         if any(name == self.id and part in self.evidence for name, part in lines):
             return self._replace(severity="warning", evidence=f"{self.evidence} (accepted)")

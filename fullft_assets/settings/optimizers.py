@@ -9,8 +9,6 @@ and a use case names it: `training: {optimizer: lion}`. Its module must not impo
 called, since a plan asks for its memory where there is no torch.
 """
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from fullft_assets.registry import Registry
@@ -42,7 +40,7 @@ class Optimizer:
         """Return the bytes that it keeps from step to step for each trained weight; none by default."""
         return 0
 
-    def build(self, groups: list[dict[str, Any]], weights: Weights, seed: int) -> torch.optim.Optimizer:
+    def build(self, groups: list[dict[str, Any]], weights: Weights, seed: int) -> "torch.optim.Optimizer":
         """Return the optimizer of a training.
 
         Args:

@@ -96,17 +96,13 @@ class Files:
         # An object that is there may be this one: the answer was lost, and the request repeated.
         return self.write_if_version(name, data, None) or self.read_bytes(name) == data
 
-    def version_of(self, name: str) -> FileVersion | None:
-        """Return the version of a file in a bucket, or None if there is no such file."""
-        return self.bucket.version_of(name)
-
     def write_if_version(self, name: str, data: bytes, version: FileVersion | None) -> bool:
         """Write a file in a bucket if it still has this version (None: if there is none), and return whether
         it was written.
         """
         if self.bucket.write_where(name, data, version):
             return True
-        if version is None or version.e_tag is None or self.version_of(name) != version:
+        if version is None or version.e_tag is None or self.bucket.version_of(name) != version:
             return False
         # Ceph's gateway and services built on it compare the ETag without the quotes around it.
         return self.bucket.write_where(name, data, version._replace(e_tag=version.e_tag.strip('"')))

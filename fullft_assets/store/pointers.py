@@ -2,8 +2,6 @@
 write; and leases: work on one thing in the store that one process does at a time, on whatever machine.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import os
@@ -157,7 +155,7 @@ class Pointers(Files):
         # through.
         for _ in range(50):
             # The version is read first: content that is newer than it fails the comparison.
-            version = self.version_of(file)
+            version = self.bucket.version_of(file)
             content = self.read_bytes(file)
             versions.add(version)
             if new_content is not None and content == new_content:
@@ -183,7 +181,7 @@ class Pointers(Files):
         )
 
     @contextmanager
-    def alone(self, name: str, patience_seconds: float | None = None) -> Iterator[Lease]:
+    def alone(self, name: str, patience_seconds: float | None = None) -> Iterator["Lease"]:
         """Wait until no other process of any machine that uses the store is in such a block for this name.
 
         Args:

@@ -1,7 +1,5 @@
 """The protocol of a baseline: a cheaper system that a fine-tuned model must beat."""
 
-from __future__ import annotations
-
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -31,7 +29,7 @@ if TYPE_CHECKING:
 THRESHOLDS = "thresholds.npz"
 
 
-def _without_recipe() -> Recipe:
+def _without_recipe() -> "Recipe":
     raise AssertionError("the recipe that fits the baselines adds itself")
 
 
@@ -53,12 +51,12 @@ class BaselineContext:
     base_model: ModelFolder
     labels: Sequence[str]
     progress: Progress
-    settings: UseCaseSettings
+    settings: "UseCaseSettings"
     train_rows: Callable[[], Split]
     added_tokens: Sequence[str] = ()
     project_root: Path = Path()
     paid: dict[str, float] = field(default_factory=dict)
-    open_recipe: Callable[[], Recipe] = _without_recipe
+    open_recipe: Callable[[], "Recipe"] = _without_recipe
 
 
 class Baseline(ABC):
@@ -87,7 +85,7 @@ class Baseline(ABC):
     serving_rank: ClassVar[int | None] = None
 
     @classmethod
-    def trainings(cls, settings: UseCaseSettings) -> float:
+    def trainings(cls, settings: "UseCaseSettings") -> float:
         """Return how many full trainings it takes to fit, roughly; the plan charges them before anything is
         fitted.
         """
@@ -134,11 +132,11 @@ class Baseline(ABC):
         (folder / BASELINE_FILE).write_text(json.dumps(about, ensure_ascii=False), encoding="utf-8")
 
 
+@dataclass(frozen=True)
 class UntrainedBaseline(Baseline):
     """A baseline that learns nothing from the training rows."""
 
-    def __init__(self, context: BaselineContext):
-        self.context = context
+    context: BaselineContext
 
     @classmethod
     def fit(cls, train: Any, context: BaselineContext) -> Self:
@@ -167,7 +165,7 @@ def load_all(names: Iterable[str], folder: Path, context: BaselineContext) -> di
     return {name: BASELINES.get(name).load(folder, context) for name in names}
 
 
-def export_model(model: PreTrainedModel, folder: Path, context: BaselineContext) -> None:
+def export_model(model: "PreTrainedModel", folder: Path, context: BaselineContext) -> None:
     """Write a model that was made of the base model as a folder of transformers."""
     from fullft_assets.models import loading
 
@@ -201,7 +199,7 @@ OpenedModel = ModelFolder | StoredBaseline
 
 
 def open_model(
-    store: Store, checkpoint: Manifest, settings: UseCaseSettings, progress: Progress | None = None
+    store: Store, checkpoint: Manifest, settings: "UseCaseSettings", progress: Progress | None = None
 ) -> OpenedModel:
     """Return the model of a `finetuned_checkpoint` or a `baseline_model`: a folder of transformers with its
     rights, or a baseline.

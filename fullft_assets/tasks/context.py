@@ -1,7 +1,5 @@
 """The recipe of a use case's task on its snapshot; and what the evaluation gives to a task and gets back."""
 
-from __future__ import annotations
-
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence

@@ -6,10 +6,9 @@ names are not at a disadvantage (the normalisation of Brown et al. 2020, arXiv:2
 Nothing is drawn when it answers. Each label of each row is a pass.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Self
@@ -19,10 +18,10 @@ import numpy as np
 from fullft_assets.base_model.header import read_config
 from fullft_assets.chunks import Tokenization
 from fullft_assets.errors import DataError, SettingsError
+from fullft_assets.models.document_scores import DocumentScores
 from fullft_assets.ranks import num_ranks
 from fullft_assets.snapshot import Split
 from fullft_assets.tasks.baseline import BaselineContext, UntrainedBaseline, export_model
-from fullft_assets.tasks.language.assessment import DocumentScores
 
 #: Training rows that a few-shot prompt shows, and tokens of them together, at most; half of the positions of
 #: a model that has fewer.
@@ -116,32 +115,31 @@ class ZeroShot(UntrainedBaseline):
         scores = _score(context, chunks, marks)
         return softmax((-scores.loss / scores.num_tokens).reshape(len(rows), len(writer.labels)), axis=1)
 
-    def _examples(self, writer: PromptWriter) -> list[int]:
+    def _examples(self, writer: "PromptWriter") -> list[int]:
         return []
 
 
+@dataclass(frozen=True)
 class FewShot(ZeroShot):
     """The instruction and training rows, drawn by the seed, each label as often as another.
 
-    Args:
-        examples: the rows.
+    Attributes:
+        shown: the rows.
         labels: of each, as positions in the label order of the baselines.
     """
 
     name = "few_shot"
     title = "base model, few-shot prompt"
 
-    def __init__(self, examples: Split, labels: Sequence[int], context: BaselineContext):
-        super().__init__(context)
-        self.shown = examples
-        self.labels = labels
+    shown: Split
+    labels: Sequence[int]
 
     @classmethod
     def fit(cls, train: Split, context: BaselineContext) -> Self:
         examples = train.select(draw(train.labels, NUM_EXAMPLES, context.settings.seed))
-        return cls(examples, examples.labels.tolist(), context)
+        return cls(context, examples, examples.labels.tolist())
 
-    def _examples(self, writer: PromptWriter) -> list[int]:
+    def _examples(self, writer: "PromptWriter") -> list[int]:
         return [
             token
             for question, label in zip(
@@ -160,7 +158,7 @@ class FewShot(ZeroShot):
 
     @classmethod
     def load(cls, folder: Path, context: BaselineContext) -> Self:
-        return cls(*load_examples(folder / "few_shot.json", context), context)
+        return cls(context, *load_examples(folder / "few_shot.json", context))
 
 
 class PromptWriter:
@@ -236,10 +234,9 @@ def _score(
             f"planning.baselines: the longest prompt of the base model has {longest:,} tokens, base_model"
             f" reads {positions:,}; lower chunks.max_tokens, or remove the baseline"
         )
-    scores = score_documents(
+    return score_documents(
         model,
         chunks,
         marks,
         progress=(ranks.StopListener(context.progress) if is_shared else context.progress),
     )
-    return DocumentScores(scores.num_tokens, scores.loss, scores.num_right)

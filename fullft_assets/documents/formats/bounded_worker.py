@@ -8,8 +8,6 @@ It is started by its path and imports nothing of the package before the first re
 function that reads.
 """
 
-from __future__ import annotations
-
 import resource
 import signal
 import sys
@@ -30,7 +28,6 @@ def main() -> None:
         (step_seconds, file_seconds, max_bytes), records, file, reading = request
         alarm = _Alarm(step_seconds, file_seconds)
         resource.setrlimit(resource.RLIMIT_AS, (max_bytes, resource.getrlimit(resource.RLIMIT_AS)[1]))
-        answer: Any
         try:
             for message in _messages(records(file, replace(reading, advance=alarm.restart)), alarm):
                 connection.send(message)

@@ -83,9 +83,11 @@ def target_of(
     Raises:
         Malformed: it has another shape.
     """
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return None
-    if isinstance(value, str) and is_missing(value.strip(), missing):
+    if (
+        value is None
+        or (isinstance(value, float) and math.isnan(value))
+        or (isinstance(value, str) and is_missing(value.strip(), missing))
+    ):
         return None
     if column == "label":
         return name_of(value, field).strip()

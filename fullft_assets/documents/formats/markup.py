@@ -5,8 +5,6 @@ is a path below that element (`front//article-id`, `@id`; namespaces do not matt
 element's text. Entities of a DTD are not expanded: one in the text is an error.
 """
 
-from __future__ import annotations
-
 import codecs
 import html.entities
 import re
@@ -134,7 +132,7 @@ def _pieces(page: str) -> Iterator[int | tuple[str, bool]]:
             yield " ", False
 
 
-def _parse(page: str) -> BeautifulSoup:
+def _parse(page: str) -> "BeautifulSoup":
     from bs4 import BeautifulSoup
     from bs4.exceptions import ParserRejectedMarkup
 

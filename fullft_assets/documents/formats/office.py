@@ -10,8 +10,6 @@ Kreuzberg: presentations, OpenDocument, EPUB, messages of Outlook, old files of 
 its own: `documents.format: kreuzberg` has every file read by it.
 """
 
-from __future__ import annotations
-
 import logging
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -72,7 +70,7 @@ def _without_gaps(text: str) -> str:
     return re.sub(r"\n{3,}", "\n\n", whole_characters(text)).strip()
 
 
-def _notes(document: Document) -> dict[tuple[str, str], Any]:
+def _notes(document: "Document") -> dict[tuple[str, str], Any]:
     from lxml import etree
 
     elements = {}

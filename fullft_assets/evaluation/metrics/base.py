@@ -1,11 +1,9 @@
 """The protocol of a metric: what it takes, what it returns, and how its interval is computed."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
@@ -71,7 +69,7 @@ class Predictions:
             return tuple(floats)
         return tuple(table * (self.weights if table.ndim == 1 else self.weights[:, None]) for table in floats)
 
-    def take(self, rows: np.ndarray) -> Predictions:
+    def take(self, rows: np.ndarray) -> Self:
         """Return the predictions of the rows at these positions; a position may occur more than once."""
         columns = {
             field.name: _take(getattr(self, field.name), rows)

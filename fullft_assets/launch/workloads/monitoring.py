@@ -6,8 +6,6 @@ fitted on held-out rows, is an artifact of its own: made once for each checkpoin
 after that.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,7 +69,7 @@ class ProductionRows:
     num_labelled: int
 
     @classmethod
-    def read(cls, table: pa.Table, seed: int, limit: int) -> ProductionRows:
+    def read(cls, table: pa.Table, seed: int, limit: int) -> "ProductionRows":
         """Read a `documents.parquet` table; rows without a text are not compared, but counted."""
         columns = ["source", "row", "text", "messages", "label", "labels", "spans", "group"]
         rows = [row for row in table.select(columns).to_pylist() if row["text"] and row["text"].strip()]
@@ -111,7 +109,7 @@ class Reader:
     progress: Progress
 
     @classmethod
-    def open(cls, job: Job, store: Store, checkpoint: Manifest, progress: Progress) -> Reader:
+    def open(cls, job: Job, store: Store, checkpoint: Manifest, progress: Progress) -> "Reader":
         """Return the reader of a checkpoint."""
         settings = job.settings
         base = with_rights(resolve_base_model(settings.base_model, Path(job.project_root)), settings)

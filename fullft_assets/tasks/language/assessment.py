@@ -11,11 +11,8 @@ of it (`in_tokens_of`): equal nats on an equal text count equally. Which token t
 counterpart, so it has no token accuracy.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -26,31 +23,12 @@ from fullft_assets.evaluation.intervals import Gain, Interval, Record
 from fullft_assets.evaluation.metrics.base import Metric, Predictions
 from fullft_assets.evaluation.resampling import measure, number_groups
 from fullft_assets.evaluation.titles import BASE_MODEL, FINETUNED, title
+from fullft_assets.models.document_scores import DocumentScores
 from fullft_assets.settings import UseCaseSettings
 from fullft_assets.task import METRICS, task_of
 
 #: In the folder of an evaluation: what each system wrote for each prompt, by the row's id.
 ANSWERS = "answers.jsonl"
-
-
-@dataclass(frozen=True)
-class DocumentScores:
-    """How a model predicted the trained tokens of n documents.
-
-    Attributes:
-        num_tokens: int [n], tokens that were predicted.
-        loss: float [n], their summed cross-entropy in nats.
-        num_right: int [n], how many of them the model ranked first; None: of another tokenizer's tokens.
-    """
-
-    num_tokens: np.ndarray
-    loss: np.ndarray
-    num_right: np.ndarray | None
-
-    def select(self, rows: np.ndarray) -> DocumentScores:
-        return DocumentScores(
-            self.num_tokens[rows], self.loss[rows], None if self.num_right is None else self.num_right[rows]
-        )
 
 
 class AnswerScores(Record):

@@ -6,14 +6,12 @@ rows, passes and processes they are in. A model that does not keep documents apa
 each on a row of its own instead, beside others of its length.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from transformers import PreTrainedModel
@@ -21,15 +19,15 @@ from transformers import PreTrainedModel
 from fullft_assets.base_model import ModelFolder
 from fullft_assets.errors import DataError, SettingsError
 from fullft_assets.models import documents, precision
+from fullft_assets.models.document_scores import DocumentScores
 from fullft_assets.models.inference import device, load_causal, move
 from fullft_assets.models.loading import input_embeddings
-from fullft_assets.models.token_loss import TokenLoss, TokenScores, plain, score_documents
+from fullft_assets.models.token_loss import TokenLoss, plain, score_documents
 from fullft_assets.progress import Listener
 from fullft_assets.settings import TrainingSettings
 from fullft_assets.snapshot import Split, Training
 from fullft_assets.snapshot.general import General
 from fullft_assets.tasks.baseline import BaselineContext, fit_all
-from fullft_assets.tasks.language.assessment import DocumentScores
 from fullft_assets.training import feed, regularization
 from fullft_assets.training.feed import Feed, Pieces, first_tokens
 from fullft_assets.training.recipe import MAX_IMPORTANCE_TEXTS, Prepared, Recipe
@@ -56,7 +54,7 @@ class NextTokenRecipe(Recipe):
     def num_rows(self) -> int:
         return self.training.packing.num_rows
 
-    def first(self, num_rows: int) -> NextTokenRecipe:
+    def first(self, num_rows: int) -> Self:
         return replace(self, training=replace(self.training, packing=self.training.packing.first(num_rows)))
 
     def load(self, settings: TrainingSettings) -> PreTrainedModel:
@@ -137,8 +135,7 @@ class NextTokenRecipe(Recipe):
             yield -plain(model, {"input_ids": ids}, ids)
 
     def predict(self, model: PreTrainedModel, rows: Split, listener: Listener) -> DocumentScores:
-        scores = score_documents(model, rows.chunks, rows.marks, progress=listener)
-        return DocumentScores(scores.num_tokens, scores.loss, scores.num_right)
+        return score_documents(model, rows.chunks, rows.marks, progress=listener)
 
     def score_baselines(
         self, names: Sequence[str], folder: Path, context: BaselineContext
@@ -150,7 +147,7 @@ class NextTokenRecipe(Recipe):
                     f"baseline {name}: num_right is missing; it has to score the tokens of the validation"
                     " rows' chunks"
                 )
-            yield name, _metrics(TokenScores(scores.num_tokens, scores.loss, scores.num_right))
+            yield name, _metrics(scores)
 
     def _with_recipe(self, context: BaselineContext) -> BaselineContext:
         return replace(context, open_recipe=lambda: self)
@@ -201,7 +198,7 @@ class NextTokenRecipe(Recipe):
             )
 
 
-def _metrics(scores: TokenScores) -> dict[str, float]:
+def _metrics(scores: DocumentScores) -> dict[str, float]:
     return {
         "loss": scores.mean_loss(),
         "token_accuracy": scores.token_accuracy(),

@@ -22,6 +22,7 @@ from fullft_assets.chunks import Tokenization
 from fullft_assets.conversations import Message
 from fullft_assets.errors import DataError
 from fullft_assets.evaluation import BASE_MODEL, CHAMPION
+from fullft_assets.models.document_scores import DocumentScores
 from fullft_assets.models.inference import (
     device,
     evaluating,
@@ -193,7 +194,7 @@ class Prompt:
 class SystemOutput:
     """What a system scored on the test documents, and how it continued the prompts."""
 
-    scores: assessment.DocumentScores
+    scores: DocumentScores
     written: list[str]
 
 
@@ -293,7 +294,7 @@ class _Scorer:
             scores=assessment.in_tokens_of(
                 output.scores,
                 lengths,
-                assessment.DocumentScores(_num_scored(self._test), np.zeros(len(self._test)), None),
+                DocumentScores(_num_scored(self._test), np.zeros(len(self._test)), None),
                 base_lengths,
             ),
         )
@@ -317,9 +318,7 @@ class _Scorer:
         del model, writer
         # Two large models at a time may not fit.
         gc.collect()
-        return SystemOutput(
-            assessment.DocumentScores(scores.num_tokens, scores.loss, scores.num_right), texts
-        )
+        return SystemOutput(scores, texts)
 
     def score_answers(self, texts: Mapping[str, list[str]]) -> assessment.AnswerScores | None:
         if self._messages is None or not self.prompts:
@@ -415,7 +414,7 @@ def _num_scored(documents: Split) -> np.ndarray:
     )
 
 
-def _rows(test: Split, scores: dict[str, assessment.DocumentScores]) -> pa.Table:
+def _rows(test: Split, scores: dict[str, DocumentScores]) -> pa.Table:
     columns = {
         "id": test.ids,
         "group": test.groups,

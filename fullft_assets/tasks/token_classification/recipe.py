@@ -14,15 +14,13 @@ processes they are in: special tokens, padding, and tokens that belong to anothe
 Scores on the validation rows are those of exact spans, in characters, as the evaluation counts them.
 """
 
-from __future__ import annotations
-
 import gc
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -166,7 +164,7 @@ class Frame:
     stride: int
 
     @classmethod
-    def of(cls, tokenization: Tokenization) -> Frame:
+    def of(cls, tokenization: Tokenization) -> Self:
         return cls(len(tokenization.prefix), len(tokenization.suffix), tokenization.settings.stride)
 
     def owned(self, chunks: Sequence[Sequence[int]]) -> list[np.ndarray]:
@@ -259,7 +257,7 @@ class TokenizedTexts:
     frame: Frame
 
     @classmethod
-    def of(cls, tokenization: Tokenization, texts: Sequence[str]) -> TokenizedTexts:
+    def of(cls, tokenization: Tokenization, texts: Sequence[str]) -> Self:
         """Read texts with a tokenizer that was loaded for the task token_classification."""
         encoding, cuts = tokenization.read(texts, spans=True)
         chunks = cutting.to_lists(
