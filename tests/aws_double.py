@@ -21,10 +21,9 @@ import botocore.session
 from botocore.model import Shape
 from botocore.validate import ParamValidator
 
-from tests.machine import ARITHMETIC
+from tests.machine import ARITHMETIC, ROOT
 from tests.serving import serving
 
-ROOT = Path(__file__).parents[1]
 ROLE = "arn:aws:iam::111122223333:role/fullft-container"
 IMAGE = f"111122223333.dkr.ecr.us-east-1.amazonaws.com/fullft@sha256:{'0' * 64}"
 #: A page of GetLogEvents.

@@ -13,24 +13,20 @@ from tests import licence_labels, manifests
 from tests.checkpoint_metadata import checkpoint_metadata
 from tests.prepared import QUIET, Prepared, prepare
 
-LABELS = ["copyleft", "copyleft_limited", "notice", "permissive", "reference", "tag"]
-SEVERAL_LABELS = {"label": "labels", "labels": LABELS, "task": "multi_label", "group": "expression"}
-SPANS = {"task": "token_classification", "label": "spans", "labels": None, "group": "expression"}
-
 Bring = Callable[[Prepared], UseCaseSettings]
 
 
 def several_labels(root: Path, bring: Bring | None = None) -> tuple[Store, Manifest]:
     """Return a report of the task multi_label; one row in eleven has no label."""
-    rows = licence_labels.labelled_rows(240, known=set(LABELS))
+    rows = licence_labels.labelled_rows(240, known=set(licence_labels.LABELS))
     rows = [{**row, "labels": [] if number % 11 == 0 else row["labels"]} for number, row in enumerate(rows)]
-    return labelled(root, SEVERAL_LABELS, rows, {"max_chunks": 1}, bring)
+    return labelled(root, licence_labels.SEVERAL_LABELS, rows, {"max_chunks": 1}, bring)
 
 
 def spans(root: Path, bring: Bring | None = None) -> tuple[Store, Manifest]:
     """Return a report of the task token_classification."""
     chunks = {"max_tokens": 32, "max_chunks": None, "stride": 4}
-    return labelled(root, SPANS, licence_labels.spanned_rows(240), chunks, bring)
+    return labelled(root, licence_labels.SPANS, licence_labels.spanned_rows(240), chunks, bring)
 
 
 def labelled(

@@ -14,6 +14,10 @@ import yaml
 
 from fullft_assets.demos import licences
 
+LABELS = ["copyleft", "copyleft_limited", "notice", "permissive", "reference", "tag"]
+#: Settings of `examples` for several labels, and for spans.
+SEVERAL_LABELS = {"label": "labels", "labels": LABELS, "task": "multi_label", "group": "expression"}
+SPANS = {"task": "token_classification", "label": "spans", "labels": None, "group": "expression"}
 _HEADER = re.compile(r"\A---\n(.*?)\n---\n?(.*)\Z", re.DOTALL)
 _KEY = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 

@@ -18,12 +18,14 @@ import pyarrow.parquet as pq
 import torch
 from torch.distributed import fsdp
 from torch.distributed.tensor import DTensor
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import BertConfig, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from fullft_assets.errors import Interrupted
 from fullft_assets.launch.workloads.evaluation import work
 from fullft_assets.models import inference
 from fullft_assets.models.token_loss import TokenLoss
+from fullft_assets.settings import DistillationSettings
+from fullft_assets.snapshot.general import General
 from fullft_assets.tasks.classification.recipe import ClassificationRecipe
 from fullft_assets.tasks.language import scoring
 from fullft_assets.tasks.language.recipe import NextTokenRecipe
@@ -35,14 +37,27 @@ from fullft_assets.training.loop import Loop
 from fullft_assets.training.optimizers.low_memory import local
 from fullft_assets.training.recipe import Recipe
 from fullft_assets.training.sharding import Part
+from fullft_assets.training.watching import Validator
 from tests.prepared import QUIET, write_tiny_model
 from tests.scattered_trainings import Noting
 from tests.test_evaluation_language_workload import Lab
 from tests.test_isolation import SMALL
-from tests.test_packed import LLAMA, SETTINGS, documents, fit, training
+from tests.test_packed import LLAMA, SETTINGS, documents, recipe, training
 from tests.two_ranks import play
 
 SHARED = SETTINGS.model_copy(update={"sharding": "fsdp2", "micro_batch_size": 1})
+#: The last chunks are replayed ones; all passes have some, but for that of one process at a time.
+RECIPE = replace(
+    recipe(LLAMA, replace(training(60, marked=True), num_task_chunks=55)),
+    general=General([], [[each] for each in training(6, seed=2).chunks]),
+)
+#: What makes a model forget less.
+LEVERS: dict[str, dict[str, Any]] = {
+    "wise_ft": {"wise_ft": [0.3, 0.6]},
+    "l2_sp": {"l2_sp": 0.5},
+    "ewc": {"ewc": 0.5},
+    "distillation": {"distillation": DistillationSettings(weight=0.9)},
+}
 #: Rungs of the memory ladder with weights in bf16.
 BF16: dict[str, dict[str, Any]] = {
     name: {"optimizer": name, "weights": "bf16", "precision": "auto"} for name in ("adamw", "adafactor")
@@ -115,13 +130,20 @@ def language_model(folder: Path) -> Any:
     return {"whole": begin(recipe, folder / "one", 1), "shared": begin(recipe, folder / "two", 2)}
 
 
+def classifier_recipe(folder: Path, **changes: Any) -> ClassificationRecipe:
+    """Save a BERT with these changes of its configuration to a folder; return a recipe that trains it."""
+    write_tiny_model(folder / "model")
+    BertConfig.from_pretrained(folder / "model", **changes).save_pretrained(folder / "model")
+    ids = torch.randint(10, 200, (24, 12), generator=torch.Generator().manual_seed(1)).tolist()
+    rows = replace(
+        documents(training(24)), chunks=[[each] for each in ids], labels=torch.arange(24).remainder(2).numpy()
+    )
+    return ClassificationRecipe(folder / "model", rows, rows, ["no", "yes"], general=RECIPE.general)
+
+
 def classifier(folder: Path) -> Any:
     """A new head, which begins as the probe."""
-    write_tiny_model(folder / "model")
-    ids = torch.randint(10, 200, (24, 12), generator=torch.Generator().manual_seed(1)).tolist()
-    rows = replace(documents(training(24)), chunks=[[each] for each in ids])
-    rows = replace(rows, labels=torch.arange(24).remainder(2).numpy())
-    recipe = ClassificationRecipe(folder / "model", rows, rows, ["no", "yes"])
+    recipe = classifier_recipe(folder)
     return {"whole": begin(recipe, folder / "one", 1), "shared": begin(recipe, folder / "two", 2)}
 
 
@@ -193,6 +215,7 @@ def train(
     stop_after: int = 1_000_000,
     is_slow: bool = False,
     of_host: int | None = None,
+    read: Recipe = RECIPE,
     **changes: Any,
 ) -> dict[str, Any]:
     """Train in so many processes until the end or a stop; return what the first one found.
@@ -210,7 +233,8 @@ def train(
         loops: list[Loop] = []
         offloads: set[str] = set()
         reduced: list[bool] = []
-        write, publish, shard = Part.write, stored_checkpoints.publish_everywhere, fsdp.fully_shard
+        write, shard, score = Part.write, fsdp.fully_shard, Validator.score
+        publish = stored_checkpoints.publish_everywhere
 
         def write_late(part: Part, to: Path) -> list[str]:
             # The last one has no step after it.
@@ -236,31 +260,45 @@ def train(
 
         stored_checkpoints.publish_everywhere = publish_noted
         fsdp.fully_shard = fully_shard
+        # As if another host had another arithmetic: the first process decides.
+        Validator.score = lambda *given: {name: (-1) ** rank * value for name, value in score(*given).items()}
         if is_slow:
             Part.write = write_late
-        options: dict[str, Any] = {"num_processes": count, "resumable": True, "watch": look}
-        data = training(60, marked=True)
         try:
-            done = fit(LLAMA, data, settings, work, progress=progress, evaluate_at=(3,), **options)
+            done = fine_tune(
+                read,
+                settings,
+                1,
+                work,
+                progress,
+                num_processes=count,
+                evaluate_at=(3,),
+                watch=look,
+            )
         except Interrupted as error:
             return {"stopped": str(error), "published": published}
-        weights = {name: each.tolist() for name, each in done.model.state_dict().items()} if rank == 0 else {}
         if rank == 0:
             done.model.save_pretrained(folder / "model")
-        log = [(line["step"], line["loss"], line["grad_norm"]) for line in done.history if "loss" in line]
-        found = {"from": done.resumed_from_step, "log": log, "weights": weights, "published": published}
         parts = b"".join(
             local(each).detach().view(torch.uint8).numpy()
             for loop in loops
             for each in loop.model.parameters()
         )
-        found |= {
+        return {
+            "from": done.resumed_from_step,
+            "log": [
+                (line["step"], line["loss"], line["grad_norm"]) for line in done.history if "loss" in line
+            ],
+            "weights": (
+                {name: each.tolist() for name, each in done.model.state_dict().items()} if rank == 0 else {}
+            ),
+            "published": published,
             "parts": ranks.of_all(hashlib.sha256(parts).hexdigest()),
             "offloads": sorted(offloads),
             "reduced": reduced,
             "model": str(folder / "model"),
-        }
-        return found | {
+            "scores": ranks.of_all(done.scores),
+            "alphas": ranks.of_all(done.interpolated and done.interpolated.alpha),
             "said": progress.said,
             "step": done.step,
             "last": f"{work}/checkpoint-{done.num_steps}",
@@ -332,9 +370,43 @@ def parts(folder: Path) -> Any:
     }
 
 
+def levers(folder: Path) -> Any:
+    """Each lever in one process and in two; and all of them, also on two hosts of two processes."""
+    together = {key: value for lever in LEVERS.values() for key, value in lever.items()}
+    cases: dict[str, dict[str, Any]] = {
+        **LEVERS,
+        "all offloaded": together | {"sharding": "fsdp2_offload"},
+        "all by host": together | {"sharding": "fsdp2_by_host", "keep_best": False},
+        "all of a classifier": together | {"read": classifier_recipe(folder, hidden_dropout_prob=0.0)},
+    }
+    return {
+        name: {
+            "alone": train(folder / f"{name} 1", folder / f"{name} of one", 1, **case | {"sharding": "none"}),
+            "shared": train(
+                folder / f"{name} 2",
+                folder / f"{name} of many",
+                4 if "by host" in name else 2,
+                of_host=2,
+                **case,
+            ),
+        }
+        for name, case in cases.items()
+    }
+
+
 SCENES: dict[str, Callable[[Path], Any]] = {
     scene.__name__: scene
-    for scene in (language_model, classifier, base_model, evaluation, checkpoints, by_host, rungs, parts)
+    for scene in (
+        language_model,
+        classifier,
+        base_model,
+        evaluation,
+        checkpoints,
+        by_host,
+        rungs,
+        parts,
+        levers,
+    )
 }
 
 if __name__ == "__main__":

@@ -12,9 +12,10 @@ def write(
     folder: Path, texts: Sequence[str], *, tied: bool = True, num_layers: int = 2, hidden_size: int = 16
 ) -> Path:
     """Write tokenizer and random weights, the same for the same texts; return the folder."""
-    import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import LlamaConfig, PreTrainedTokenizerFast
+
+    from tests.test_isolation import build
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -39,7 +40,5 @@ def write(
         pad_token_id=0,
         tie_word_embeddings=tied,
     )
-    with torch.random.fork_rng():
-        torch.manual_seed(5)
-        LlamaForCausalLM(config).save_pretrained(folder)
+    build(config).save_pretrained(folder)
     return folder

@@ -41,8 +41,9 @@ def write_tiny_model(folder: Path, *, tied: bool = True) -> Path:
         folder: where to.
         tied: input and output embeddings are one matrix, as in SmolLM2.
     """
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaConfig
+
+    from tests.test_isolation import build
 
     write_tokenizer(folder)
     config = LlamaConfig(
@@ -57,7 +58,5 @@ def write_tiny_model(folder: Path, *, tied: bool = True) -> Path:
         pad_token_id=2,
         tie_word_embeddings=tied,
     )
-    with torch.random.fork_rng():
-        torch.manual_seed(5)
-        LlamaForCausalLM(config).save_pretrained(folder)
+    build(config).save_pretrained(folder)
     return folder

@@ -16,7 +16,6 @@ import psutil
 
 from tests import machine
 
-ROOT = Path(__file__).parents[1]
 _MISSING = "no SSH on this machine: install Debian's `openssh-server` and `openssh-client`"
 
 
@@ -41,7 +40,10 @@ class SshServer:
         shutil.copy(folder / "user_key.pub", folder / "authorized_keys")
         self.known_hosts = folder / "known_hosts"
         self.known_hosts.write_text(f"[127.0.0.1]:{self.port} {(folder / 'host_key.pub').read_text()}")
-        variables = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]), **environment}
+        variables = {
+            "PYTHONPATH": os.pathsep.join([str(machine.ROOT), str(machine.ROOT / "tests")]),
+            **environment,
+        }
         (folder / "sshd_config").write_text(
             f"ListenAddress 127.0.0.1:{self.port}\nHostKey {folder}/host_key\nPidFile none\n"
             f"AuthorizedKeysFile {folder}/authorized_keys\n"

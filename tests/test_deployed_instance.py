@@ -14,10 +14,9 @@ import pytest
 import yaml
 
 from tests import postgres_server
-from tests.machine import lacks
+from tests.machine import ROOT, lacks
 from tests.s3_server import S3Server
 
-ROOT = Path(__file__).parents[1]
 EMBEDDED = ROOT / "dagster.yaml"
 SHARED = ROOT / "deploy/dagster/postgres-s3.yaml"
 

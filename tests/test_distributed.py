@@ -22,7 +22,7 @@ from fullft_assets.models.inference import load_classifier
 from fullft_assets.progress import Progress
 from fullft_assets.settings import UseCaseSettings, contradictions
 from fullft_assets.tasks.classification.recipe import score
-from fullft_assets.training import loop, ranks
+from fullft_assets.training import ranks, sharding
 from fullft_assets.training.finetuning import require
 from tests import machine
 from tests.prepared import command, prepare
@@ -89,7 +89,11 @@ def test_parts_are_summed_and_returned_in_fp32(
         policies[type(module).__name__] = options["mp_policy"]
 
     monkeypatch.setattr(fsdp, "fully_shard", shard)
-    loop.place(build(LLAMA), SETTINGS.model_copy(update={"sharding": "fsdp2", "precision": chosen}), 2)
+    sharding.shard(
+        build(LLAMA),
+        SETTINGS.model_copy(update={"sharding": "fsdp2", "precision": chosen}),
+        lambda unit: None,
+    )
     assert {(policy.param_dtype, policy.reduce_dtype) for policy in policies.values()} == {
         (dtype, torch.float32)
     }
@@ -103,7 +107,7 @@ def test_parts_are_summed_and_returned_in_fp32(
         ({}, 1, "fsdp2 needs more than one process; set launcher.processes to 2 or more"),
         ({"optimizer": "adafactor_in_backward", "micro_batch_size": 32}, 2, "set adamw or adafactor"),
         ({"optimizer": "adafactor", "weights": "bf16"}, 2, None),
-        ({"l2_sp": 0.1}, 2, "needs all weights in each process"),
+        ({"l2_sp": 0.1, "distillation": {"weight": 0.5}, "wise_ft": [0.5]}, 2, None),
         ({"compile": True}, 2, "is not supported with sharding: fsdp2"),
         ({}, 2, None),
         ({"sharding": "fsdp2_offload"}, 2, None),
@@ -187,7 +191,13 @@ def test_processes_that_will_share_the_model_share_it_in_plan_and_pilot(tmp_path
     case = prepare(tmp_path, tiny=True, planning={"min_predicted_gain": -1.0, "pilot_share": 1.0})
     job = case.job(
         "pilot_run",
-        training={"sharding": "fsdp2", "micro_batch_size": 4, "precision": "fp32"},
+        training={
+            "sharding": "fsdp2",
+            "micro_batch_size": 4,
+            "precision": "fp32",
+            "l2_sp": 0.01,
+            "distillation": {"weight": 0.5},
+        },
         launcher={"processes": 2},
     )
     line = command("planning", job.write(case.store), 2)
@@ -274,6 +284,23 @@ def test_the_lower_rungs_step_on_parts_as_on_whole_weights(shared: dict[str, Any
         assert_alike(rung["straight"], rung["alone"], 0.02)
         assert rung["again"]["from"] == 5
         assert all(rung["again"][name] == rung["straight"][name] for name in ("log", "weights"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "lever",
+    ["wise_ft", "l2_sp", "ewc", "distillation", "all offloaded", "all by host", "all of a classifier"],
+)
+def test_a_lever_against_forgetting_works_on_parts_as_on_whole_weights(
+    shared: dict[str, Any], lever: str
+) -> None:
+    alone, parts = (shared["levers"][lever][name] for name in ("alone", "shared"))
+    assert_alike(parts, alone, 1e-3)
+    assert {*parts["alphas"]} == {*alone["alphas"]}
+    for found in parts["scores"]:
+        assert found == pytest.approx(alone["scores"][0], rel=1e-3, abs=1e-6)
+    for name, weight in alone["weights"].items():
+        assert np.allclose(parts["weights"][name], weight, rtol=0, atol=2e-4), name
 
 
 @pytest.mark.slow

@@ -23,7 +23,6 @@ from tests.asset_runs import run_assets
 
 #: A word that no document, message or library has but those of this test.
 WORD = "zoonomiastic"
-INGEST = ("raw_documents", "labeled_examples", "quarantined_examples", "tokenized_chunks")
 
 
 def deliver(folder: Path) -> None:
@@ -87,7 +86,7 @@ def ingest(project: projects.Project, instance: dg.DagsterInstance) -> tuple[dg.
     (sensor, *_) = automation.build_sensors(graph)
     (request,) = sensor(dg.build_sensor_context(instance=instance, resources=graph.resources())).run_requests
     instance.add_dynamic_partitions("letters/batch", [request.partition_key])
-    result = run_assets(project.use_case(), instance, *INGEST, partition=request.partition_key)
+    result = run_assets(project.use_case(), instance, *automation.INGEST, partition=request.partition_key)
     return result, request.partition_key
 
 

@@ -26,9 +26,6 @@ from tests.prepared import QUIET, Prepared, prepare
 
 pytestmark = pytest.mark.numeric
 
-KNOWN = ["copyleft", "copyleft_limited", "notice", "permissive", "reference", "tag"]
-EXAMPLES = {"label": "labels", "labels": KNOWN, "task": "multi_label", "group": "expression"}
-
 tables = st.integers(1, 5).flatmap(
     lambda k: st.lists(st.tuples(*[st.tuples(st.booleans(), st.integers(0, 4))] * k), min_size=1, max_size=12)
 )
@@ -36,14 +33,14 @@ tables = st.integers(1, 5).flatmap(
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
-    rows = licence_labels.labelled_rows(300, known=set(KNOWN))
+    rows = licence_labels.labelled_rows(300, known=set(licence_labels.LABELS))
     # Rows without any label are rows like others.
     rows = [{**row, "labels": [] if number % 11 == 0 else row["labels"]} for number, row in enumerate(rows)]
     return prepare(
         tmp_path_factory.mktemp("tiny"),
         tiny=True,
         delivered=rows,
-        examples=EXAMPLES,
+        examples=licence_labels.SEVERAL_LABELS,
         chunks={"max_chunks": 3},
     )
 
@@ -146,7 +143,7 @@ class TestRecipe:
     ):
         recipe = tiny.recipe
         model = recipe.load(tiny.use_case.settings.training)
-        assert list(recipe.finish(model, QUIET)["label_thresholds"]) == KNOWN
+        assert list(recipe.finish(model, QUIET)["label_thresholds"]) == licence_labels.LABELS
         model.save_pretrained(tmp_path)
         expected = multi_label.fit_thresholds(
             recipe.validation.labels, predict_with(model, recipe.validation.chunks)

@@ -96,11 +96,18 @@ def test_a_deep_model_follows_from_few_of_its_layers(
 
 
 def test_copies_of_the_weights_count(llama: Outline) -> None:
-    one = memory(llama).weights + memory(llama).buffers
-    assert (
-        memory(llama, l2_sp=0.01).copies == one
-        and memory(llama, l2_sp=0.01, ewc=0.01).copies == one + memory(llama).weights
+    one = memory(llama).weights
+    assert [memory(llama, l2_sp=0.01, ewc=ewc).copies for ewc in (0, 0.01)] == [one, 2 * one]
+    plain, pulled = (
+        llama.memory(
+            TrainingSettings(batch_size=4, micro_batch_size=1, sharding="fsdp2", l2_sp=pull),
+            "bf16",
+            is_gpu=True,
+            processes=4,
+        )
+        for pull in (0, 0.01)
     )
+    assert pulled.copies == pulled.peak - plain.peak == pytest.approx(one / 4, rel=1e-3)
 
 
 def test_an_encoder_with_padding_and_dropout_is_counted(tmp_path: Path) -> None:

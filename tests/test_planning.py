@@ -92,16 +92,28 @@ class TestPlanChecks:
             assert plan.peak_memory_gib <= 3
 
     @pytest.mark.parametrize(
-        ("optimizer", "device", "more"),
-        [("adamw", "CPU x86_64", 0), ("adafactor", "CPU x86_64", 4), ("adafactor", "NVIDIA A10", 0)],
+        ("device", "num_measured", "changes", "more"),
+        [
+            ("CPU x86_64", 1, {}, 0),
+            ("CPU x86_64", 1, {"optimizer": "adafactor"}, 264 - 168),
+            ("NVIDIA A10", 1, {"optimizer": "adafactor"}, 0),
+            ("CPU x86_64", 2, {"optimizer": "adafactor", "sharding": "fsdp2"}, (264 - 168) / 2),
+            # Measured with the teacher, the weights to pull to, and their importance.
+            (
+                "NVIDIA A10",
+                1,
+                {"optimizer": "adafactor", "sharding": "fsdp2", "ewc": 0.1, "distillation": {}},
+                -(168 + 88 + 160) / 2,
+            ),
+        ],
     )
-    def test_copies_that_interpolation_holds_count(self, optimizer, device, more):
-        """Three of the weights, where gradients and moments were: more than they only on a low rung."""
-        measured = MEASURED.model_copy(update={"device": device})
-        plan, _ = plan_checks(
-            measured, PlanningSettings(), TrainingSettings(optimizer=optimizer, wise_ft=[0.5, 1])
-        )
-        assert plan.peak_memory_gib * 2**30 == pytest.approx(3 * 2**30 + more * 22_000_000)
+    def test_copies_that_interpolation_holds_count(self, device, num_measured, changes, more):
+        """Three of the weights, in MB, where gradients and moments were: more only on a low rung."""
+        facts = {"device": device, "num_processes": num_measured, "num_trained_parameters": 20_000_000}
+        training = TrainingSettings.model_validate({"wise_ft": [0.5, 1], **changes})
+        processes = 2 if "sharding" in changes else 1
+        plan, _ = plan_checks(MEASURED.model_copy(update=facts), PlanningSettings(), training, processes)
+        assert plan.peak_memory_gib * 2**30 == pytest.approx(3 * 2**30 + more * 1e6)
 
     @pytest.mark.parametrize(
         ("optimizer", "weights", "bytes_a_weight"),

@@ -16,9 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from tests.machine import free_port
+from tests.machine import ROOT, free_port
 
-ROOT = Path(__file__).parents[1]
 #: Where each command of the README's shell blocks is run.
 RUN_BY = {
     "make run": "test_demo",

@@ -51,7 +51,6 @@ def test_the_best_is_chosen_and_a_cheaper_one_within_its_worth(
     assert release.candidates(fitted, ReleaseSettings(**settings), finetuned) == expected
 
 
-SPANS = {"task": "token_classification", "label": "spans", "labels": None, "group": "expression"}
 SEVERAL = {"task": "multi_label", "label": "labels", "labels": ["notice", "permissive", "copyleft"]}
 KINDS: dict[str, dict[str, Any]] = {
     "tfidf": {"rows": 160},
@@ -59,8 +58,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "lora": {"rows": 160},
     "zero_shot": {"rows": 100},
     "few_shot": {"rows": 100},
-    "dictionary": {"delivered": licence_labels.spanned_rows(120), "examples": SPANS},
-    "token_probe": {"delivered": licence_labels.spanned_rows(120), "examples": SPANS},
+    "dictionary": {"delivered": licence_labels.spanned_rows(120), "examples": licence_labels.SPANS},
+    "token_probe": {"delivered": licence_labels.spanned_rows(120), "examples": licence_labels.SPANS},
     "several": {
         "delivered": licence_labels.labelled_rows(160, known=set(SEVERAL["labels"])),
         "examples": {**SEVERAL, "group": "expression"},

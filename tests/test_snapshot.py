@@ -30,6 +30,8 @@ from tests.test_data_report import metadata as snapshot_metadata
 pytestmark = pytest.mark.quick
 
 SETTINGS = SnapshotSettings(min_train_rows=20, test_share=0.2, validation_share=0.15)
+#: Place of each split; rows move to one before their own alone.
+ORDER = {"test": 0, "validation": 1, "train": 2}
 SCHEMA = pa.schema(
     [
         *((name, pa.string()) for name in ("id", "text", "text_hash", "label", "group", "source")),

@@ -31,7 +31,7 @@ from fullft_assets.snapshot.near_text import pairs as near_texts
 from fullft_assets.store.hashing import text_hash, unit_hash
 from tests import prepared, project as projects
 from tests.machine import printed_by
-from tests.test_snapshot import TESTS, TRAINS, similar_pairs
+from tests.test_snapshot import ORDER, TESTS, TRAINS, similar_pairs
 
 SEED = 1
 SETTINGS = SnapshotSettings(
@@ -45,7 +45,6 @@ EXAMPLES = ExamplesSettings(label="kind", group="expression", labels=["notice", 
 #: In no licence.
 TEXT = "these few words are about nothing that any licence says"
 NUM_FILES, ROWS_A_FILE = 6, 25
-ORDER = {"test": 0, "validation": 1, "train": 2}
 
 
 @dataclass(frozen=True)

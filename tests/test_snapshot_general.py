@@ -96,14 +96,13 @@ def test_rows_of_the_task_are_not_measured_on(tmp_path: Path) -> None:
 
 KNOWN = ["copyleft", "notice", "permissive"]
 SEVERAL = {"label": "labels", "labels": KNOWN, "task": "multi_label", "group": "expression"}
-SPANS = {"task": "token_classification", "label": "spans", "labels": None, "group": "expression"}
 
 
 @pytest.mark.parametrize(
     ("rows", "examples"),
     [
         (lambda count: licence_labels.labelled_rows(count, known=set(KNOWN)), SEVERAL),
-        (licence_labels.spanned_rows, SPANS),
+        (licence_labels.spanned_rows, licence_labels.SPANS),
     ],
     ids=["multi_label", "token_classification"],
 )

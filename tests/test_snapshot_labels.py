@@ -19,13 +19,12 @@ from fullft_assets.store import CheckOutcome
 from fullft_assets.store.hashing import text_hash, unit_hash
 from tests import project as projects
 from tests.test_settings import LEAST
-from tests.test_snapshot import SCHEMA
+from tests.test_snapshot import ORDER, SCHEMA
 
 pytestmark = pytest.mark.quick
 
 SETTINGS = SnapshotSettings(min_train_rows=1)
 SPLITS = ("train", "validation", "test")
-ORDER = {"test": 0, "validation": 1, "train": 2}
 
 
 def rows_of_groups(groups: dict[str, tuple[str, int]], start: int = 0) -> list[dict[str, Any]]:

@@ -39,7 +39,6 @@ from tests.prepared import MINILM, QUIET, Prepared, prepare
 
 pytestmark = pytest.mark.numeric
 
-EXAMPLES = {"task": "token_classification", "label": "spans", "labels": None, "group": "expression"}
 PLAIN = {"id": "plain", "text": "Nothing of that kind is in here.", "spans": [], "expression": "none"}
 
 
@@ -54,7 +53,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
         tmp_path_factory.mktemp("spans"),
         tiny=True,
         delivered=rows,
-        examples=EXAMPLES,
+        examples=licence_labels.SPANS,
         chunks={"max_tokens": 24, "max_chunks": None, "stride": 7},
     )
 
@@ -350,6 +349,6 @@ def test_a_snapshot_without_any_span_has_nothing_to_learn(tmp_path: Path) -> Non
     rows: list[dict[str, Any]] = [
         {**PLAIN, "id": str(n), "text": f"{n} {n * 7} {PLAIN['text']} {n * 13}"} for n in range(60)
     ]
-    prepared = prepare(tmp_path, tiny=True, delivered=rows, examples={**EXAMPLES, "group": None})
+    prepared = prepare(tmp_path, tiny=True, delivered=rows, examples={**licence_labels.SPANS, "group": None})
     with pytest.raises(DataError, match="no label at all; .* examples.label "):
         open_recipe(prepared.job("finetuned_checkpoint"), prepared.store, prepared.snapshot)

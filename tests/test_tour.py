@@ -15,9 +15,8 @@ import pytest
 from fullft_assets.checking.validation import load_use_case
 from fullft_assets.demos.tour import CASE, NUM_USUAL, TourProject
 from fullft_assets.errors import SettingsError
-from tests.machine import processes_with
+from tests.machine import ROOT, processes_with
 
-REPOSITORY = Path(__file__).parents[1]
 #: What the tour says, in this order; times and numbers of rows are left out.
 LINES = (
     r"Dagster's UI is open: http://127.0.0.1:\d+",
@@ -42,7 +41,7 @@ LINES = (
 def start(folder: Path) -> subprocess.Popen[str]:
     env = {
         **os.environ,
-        "PYTHONPATH": str(REPOSITORY),
+        "PYTHONPATH": str(ROOT),
         "OMP_NUM_THREADS": "1",
         "DAGSTER_HOME": str(folder.parent / "of_the_user"),
     }

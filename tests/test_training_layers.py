@@ -91,7 +91,7 @@ class TestPull:
         ]
         for parameter in model.parameters():
             parameter.grad = torch.ones_like(parameter)
-            parameter.data += 2.0
+            parameter.data = parameter.data + 2.0
         weight = model.bert.encoder.layer[1].output.dense.weight
         for anchor, expected in zip(anchors, (1.5, 2.5), strict=True):
             anchor.pull(model)

@@ -73,7 +73,7 @@ class TestDistilledTokenLoss:
         with torch.no_grad():
             for parameter in student.parameters():
                 parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
-        return [student, regularization.frozen(teacher, torch.device("cpu"))]
+        return [student, teacher.requires_grad_(False).eval()]
 
     @pytest.mark.parametrize("marks_replay", [True, False])
     def test_value_and_gradients(self, models, marks_replay: bool) -> None:

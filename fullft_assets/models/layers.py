@@ -55,8 +55,8 @@ def few(config: PretrainedConfig) -> tuple[int, int] | None:
     return (shorter, shorter + step) if number > 2 * shorter + step else None
 
 
-def freeze(model: PreTrainedModel, settings: TrainingSettings) -> None:
-    """Freeze the weights that the settings name."""
+def freeze(model: PreTrainedModel, settings: TrainingSettings) -> PreTrainedModel:
+    """Freeze the weights of a model that the settings name; return the model."""
     layers = num_layers(name for name, _ in model.named_parameters())
     if settings.freeze_layers > layers:
         raise SettingsError(
@@ -66,6 +66,7 @@ def freeze(model: PreTrainedModel, settings: TrainingSettings) -> None:
     for name, parameter in model.named_parameters():
         if settings.freeze_layers and depth(name, layers) <= settings.freeze_layers:
             parameter.requires_grad_(False)
+    return model
 
 
 def recompute(model: PreTrainedModel, settings: TrainingSettings) -> None:

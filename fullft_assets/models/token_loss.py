@@ -33,6 +33,8 @@ IGNORED = -100
 PREDICTED = "predicted"
 #: In a batch whose packed rows are filled up: [rows, tokens] which tokens are no padding.
 IS_TOKEN = "is_token"
+#: In a batch, if asked for: [rows, tokens] bool, whether a token belongs to a replayed document.
+IS_REPLAYED = "is_replayed"
 #: Logits that exist at a time: on a GPU as many as make the additions to the head's gradient cheap.
 _CHUNK_ELEMENTS = {"cpu": 2**25, "gpu": 2**28}
 #: The device of a plan for another machine, whose parts are counted.
@@ -174,7 +176,12 @@ class Predictions(NamedTuple):
 def predictions(model: nn.Module, inputs: Mapping[str, Any], labels: torch.Tensor) -> Predictions:
     """Return what the model predicts in a batch."""
     positions = inputs.get(PREDICTED)
-    excluded = {PREDICTED, IS_TOKEN, *(() if documents.takes_bounds(model) else documents.BOUNDS)}
+    excluded = {
+        PREDICTED,
+        IS_TOKEN,
+        IS_REPLAYED,
+        *(() if documents.takes_bounds(model) else documents.BOUNDS),
+    }
     inputs = {name: value for name, value in inputs.items() if name not in excluded}
     if positions is None:
         positions = predicted_positions(labels.numpy(force=True)).to(labels.device)

@@ -10,7 +10,21 @@ from fullft_assets.record import Record
 from fullft_assets.store.metadata import Metadata, Private
 
 
-class Measured(Record):
+class TrainingSize(Record):
+    """How large a training is.
+
+    Attributes:
+        num_padded_tokens: tokens of all passes, padding included.
+    """
+
+    num_parameters: int
+    num_trained_parameters: int
+    num_rows: int
+    num_tokens: int
+    num_padded_tokens: int
+
+
+class Measured(TrainingSize):
     """What the planning workload measured with real training steps.
 
     Attributes:
@@ -19,12 +33,7 @@ class Measured(Record):
         num_processes: processes that shared the model during the measurement.
     """
 
-    num_parameters: int
-    num_trained_parameters: int
-    num_rows: int
     num_steps: int
-    num_tokens: int
-    num_padded_tokens: int
     predicted_seconds: float
     peak_memory_bytes: int
     available_memory_bytes: int
@@ -58,19 +67,13 @@ class StepMemory(Record):
         return self.weights + self.buffers + self.gradients + self.moments + self.copies
 
 
-class Work(Record):
-    """What a training computes: sizes of its model and of its passes.
+class Work(TrainingSize):
+    """What a training computes.
 
     Attributes:
         flops: useful FLOP of all steps: padding and recomputation do not count.
-        num_padded_tokens: tokens of all passes, padding included.
     """
 
-    num_parameters: int
-    num_trained_parameters: int
-    num_rows: int
-    num_tokens: int
-    num_padded_tokens: int
     flops: float
 
 

@@ -80,6 +80,15 @@ def total_state_bytes(num_parameters: int, num_trained: int, training: TrainingS
     return width * num_parameters + (state_bytes(training.optimizer, training.weights) - width) * num_trained
 
 
+def copies_bytes(num_parameters: int, num_trained: int, training: TrainingSettings) -> int:
+    """Return the bytes of what a training keeps of the base model: the teacher's weights, those that trained
+    weights are pulled to, and their importance.
+    """
+    num_taught = 0 if training.distillation is None else num_parameters
+    num_pulled = num_trained * (bool(training.l2_sp or training.ewc) + bool(training.ewc))
+    return bytes_per_weight(training.weights) * (num_taught + num_pulled)
+
+
 def memory_check(
     measurement: Measured,
     settings: PlanningSettings,
@@ -96,20 +105,26 @@ def memory_check(
     limit = min(measurement.available_memory_bytes, most_gib * GIB)
     state = total_state_bytes(measurement.num_parameters, measurement.num_trained_parameters, training)
     peak = measurement.peak_memory_bytes
+    num_parts = measurement.num_processes
     note = ""
     if processes > 1 and training.sharding == "none":
         # Each process sums its gradients in buckets: a second copy of these (DDP).
         peak += bytes_per_weight(training.weights) * measurement.num_trained_parameters
         note = f" in each of {processes} processes: measured in one, and what sums the gradients"
-    elif processes > 1 and measurement.num_processes == 1:
-        peak -= state - state // processes
+    elif processes > 1 and num_parts == 1:
+        num_parts = processes
+        divided = state + copies_bytes(
+            measurement.num_parameters, measurement.num_trained_parameters, training
+        )
+        peak -= divided - divided // num_parts
         note = (
             f" in each process, estimated: one with the full model was measured, and {processes} share its"
             " weights, gradients and moments"
         )
     if training.wise_ft and measurement.device.startswith("CPU"):
         # Interpolation holds three copies of the weights where gradients and moments were.
-        peak += max(0, 3 * bytes_per_weight(training.weights) * measurement.num_parameters - state)
+        copies = 3 * bytes_per_weight(training.weights) * measurement.num_parameters
+        peak += max(0, copies - state) // num_parts
         note = ", with training.wise_ft"
     description = f"peak {peak / GIB:.2f} GiB of {limit / GIB:.2f} GiB{note}"
     is_enough = peak <= limit
@@ -181,7 +196,7 @@ def stop_note(seconds: float, grace_seconds: float) -> str:
     )
 
 
-VERSION = "17"
+VERSION = "18"
 PLAN_CHECKS = (FITS_IN_MEMORY, WITHIN_BUDGET)
 #: It does not block: a refusal is an answer, so the run goes on to its end, without training.
 PILOT_CHECKS = (PILOT_PREDICTS_GAIN,)

@@ -37,7 +37,6 @@ from fullft_assets.settings.production import (
 )
 from fullft_assets.settings.snapshot import ChunksSettings, GeneralSettings, ReplaySettings, SnapshotSettings
 from fullft_assets.settings.training import (
-    OF_WHOLE_WEIGHTS,
     DistillationSettings,
     TrainingSettings,
     contradictions,

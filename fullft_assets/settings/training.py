@@ -9,8 +9,6 @@ from fullft_assets.settings.base import Float, OneOf, Settings, YamlNumber, Yaml
 from fullft_assets.settings.guards import Guards
 from fullft_assets.settings.optimizers import OPTIMIZERS, Optimizer, Weights
 
-#: Settings of training that work on whole weights, or on a whole second model: not with `sharding`.
-OF_WHOLE_WEIGHTS = ("l2_sp", "ewc", "wise_ft", "distillation")
 #: Passes over the training rows by default.
 EPOCHS = 3.0
 #: Maximum number of passes over few training rows, whose default number of passes has too few steps.
@@ -296,15 +294,6 @@ def contradictions(training: TrainingSettings, processes: int) -> Iterator[Contr
             ("training", "sharding"),
             f"{sharding} gives each process a part of each weight, which {training.optimizer} does not take;"
             " set adamw or adafactor",
-        ),
-        *(
-            (
-                is_sharded and bool(getattr(training, key)),
-                ("training", key),
-                f"needs all weights in each process, which sharding: {sharding} distributes; remove one of"
-                " the two",
-            )
-            for key in OF_WHOLE_WEIGHTS
         ),
         (
             is_sharded and training.compile,

@@ -124,7 +124,7 @@ class Encoder(Recipe):
     ) -> Prepared:
         if settings.distillation is None:
             return Prepared(feed, lambda model, inputs, labels: loss_of_output(model(**inputs), labels))
-        teacher = regularization.frozen(self.load_original(settings), device())
+        teacher = regularization.load_teacher(self, model, settings)
         return Prepared(
             feed, regularization.distil_representations(loss_of_output, teacher, settings.distillation.weight)
         )

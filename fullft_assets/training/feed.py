@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import torch
 
 from fullft_assets.models import documents
-from fullft_assets.models.token_loss import IGNORED, IS_TOKEN, PREDICTED, predicted_positions
+from fullft_assets.models.token_loss import IGNORED, IS_REPLAYED, IS_TOKEN, PREDICTED, predicted_positions
 from fullft_assets.snapshot import Training
 from fullft_assets.snapshot.all_rows import expand
 
@@ -69,8 +69,6 @@ def sums_between(values: np.ndarray, bounds: Sequence[int] | np.ndarray) -> np.n
     return np.diff(np.concatenate([[0], np.cumsum(values)])[np.asarray(bounds)])
 
 
-#: In a batch, if asked for: [rows, tokens] bool, whether a token belongs to a replayed document.
-IS_REPLAYED = "is_replayed"
 #: What a model reads of a batch, [rows, tokens] each.
 _READ = ("input_ids", "position_ids", "attention_mask")
 

@@ -163,7 +163,9 @@ class TrainingSegment:
         self._num_unmoved_steps = 0
         self._unread_steps: deque[training_loop.Step] = deque()
         set_seed(run.seed)
-        self.model = sharding.load(run.recipe, self.settings, run.num_processes)
+        self.model = sharding.load(
+            run.recipe.load, self.settings, is_shared=(self.settings.sharding != "none")
+        )
         # Passes of training have no use for one; and what is exported must not depend on a kill.
         self.model.config.use_cache = False
         if self.checkpoint is None and run.recipe.has_new_head:
@@ -319,7 +321,7 @@ class TrainingSegment:
                 num_processes=run.num_processes,
                 num_steps=self.num_steps,
                 checkpoint=self.checkpoint,
-                anchors=regularization.anchors(run.recipe, self.settings, run.seed),
+                anchors=regularization.anchors(run.recipe, self.model, self.settings, run.seed),
                 watch=run.watch,
             )
         try:
@@ -418,6 +420,7 @@ class TrainingSegment:
         step = self._choose_weights(self.step)
         scores = _require_finite(_scores_of(self.recorder.log.lines, step), step)
         interpolated = None
+        inference.reshard(self.model)
         if self.settings.wise_ft:
             # The optimizer's state and the anchors are copies of the weights.
             if self.loop is not None:
@@ -427,8 +430,6 @@ class TrainingSegment:
             interpolated = self._interpolate(self.model, step)
             scores = next(line for line in interpolated.scores if line["alpha"] == interpolated.alpha)
         stored_in = self.shared.stored_in
-        if inference.is_sharded(self.model):
-            inference.reshard(self.model)
         if stored_in is not None and precision.round_weights(self.model, stored_in, keeps_format=True):
             scores = _require_finite(self.validator.score_now(self.model), step)
             if self.validator.is_spent(scores):
@@ -487,19 +488,23 @@ class TrainingSegment:
         recipe = self.shared.recipe
         progress = self.shared.progress
         self.validator.max_rise = self.settings.max_general_rise
+        is_shared = inference.is_sharded(model)
 
-        def on_first(listener: Listener) -> regularization.Interpolated | None:
+        def interpolate(listener: Listener) -> regularization.Interpolated | None:
             return regularization.interpolate(
                 model,
-                recipe.load_original(self.settings),
+                sharding.load(recipe.load_original, self.settings, is_shared=is_shared),
                 self.settings.wise_ft,
-                lambda: self.validator.score(model, listener),
+                # Processes that share the model must choose the same alpha.
+                lambda: (
+                    self.validator.score_now(model) if is_shared else self.validator.score(model, listener)
+                ),
                 has_new_head=recipe.has_new_head,
                 is_spent=self.validator.is_spent,
             )
 
         with inference.scoring():
-            interpolated = ranks.run_on_first(on_first, progress)
+            interpolated = ranks.make_passes(model, interpolate, progress)
         if interpolated is None:
             raise self.validator.over_budget(step)
         for line in interpolated.scores:

@@ -38,7 +38,7 @@ from fullft_assets.training.feed import Batch
 from fullft_assets.training.optimizers.low_memory import LowMemoryOptimizer
 from fullft_assets.training.recipe import Prepared
 from fullft_assets.training.regularization import Anchor
-from fullft_assets.training.sharding import Part, Parts, shard, weights_of
+from fullft_assets.training.sharding import Part, Parts, weights_of
 
 #: Files of a checkpoint: the complete weights and the optimizer's state, a sharded one has `parts` in their
 #: place; how often the rate was changed; the loss scale of fp16; each process's generators, by rank.
@@ -69,11 +69,11 @@ def accumulation_steps(settings: TrainingSettings, num_processes: int) -> int:
 
 
 def place(model: PreTrainedModel, settings: TrainingSettings, num_processes: int) -> torch.nn.Module:
-    """Place a model where it is trained; return what makes its forward passes: the model, or its wrapper."""
+    """Place a model where it is trained, unless it is in parts already; return what makes its forward passes:
+    the model, or its wrapper.
+    """
     layers.recompute(model, settings)
     if settings.sharding != "none":
-        if not is_sharded(model):
-            shard(model, settings)
         reshard(model)
         return model
     move(model)

@@ -44,7 +44,7 @@ from fullft_assets.models.inference import to_device
 from fullft_assets.models.token_loss import PLANNED_DEVICE
 from fullft_assets.planning import Measured
 from fullft_assets.planning.metadata import StepMemory, Work
-from fullft_assets.planning.plan import GIB
+from fullft_assets.planning.plan import GIB, copies_bytes
 from fullft_assets.planning.targets import (
     Target,
     TargetPlan,
@@ -94,12 +94,12 @@ def measure(recipe: Recipe, use_case: UseCaseSettings, processes: int) -> tuple[
         use_case.launcher.processes,
         use_case.planning.max_memory_gib,
     )
-    model = sharding.load(recipe, settings, processes)
+    model = sharding.load(recipe.load, settings, is_shared=processes > 1)
     preparation = kernels.apply(model, recipe.prepare(model, settings, use_case.seed), settings)
     feed = preparation.feed
     model.train()
     # Held for their memory alone: copies of the pretrained weights.
-    anchors = regularization.anchors(recipe, settings, use_case.seed)
+    anchors = regularization.anchors(recipe, model, settings, use_case.seed)
     place(model, settings if processes > 1 else settings.model_copy(update={"sharding": "none"}), processes)
     if settings.compile:
         layers.compile_layers(model)
@@ -265,8 +265,7 @@ class Outline:
             CannotCount: the model's code asks for values of tensors, which have shapes alone here.
         """
         with _in_one_line(), loading.without_weights():
-            model = self._recipe.load(self._settings)
-            layers.freeze(model, self._settings)
+            model = layers.freeze(self._recipe.load(self._settings), self._settings)
             feed = self._recipe.prepare(model, self._settings, self._seed).feed
             shape = ModelShape.of(model)
         return Work(
@@ -388,13 +387,9 @@ def _count(
         pass_settings = settings.model_copy(update={"weights": "bf16"})
         precision = "fp32"
     with loading.without_weights(num_layers) as fake, tracker:
-        model = recipe.load(pass_settings)
-        layers.freeze(model, pass_settings)
+        model = layers.freeze(recipe.load(pass_settings), pass_settings)
         tracker.keep([*model.parameters(), *model.buffers()])
-        weight_bytes = tracker.live
         preparation = recipe.prepare(model, pass_settings, seed)
-        pulls = _pulls(recipe, pass_settings)
-        copies = tracker.live - weight_bytes
         model.train()
         layers.recompute(model, settings)
     # Outside of the mode, where tensors have values.
@@ -418,9 +413,12 @@ def _count(
             loss.backward()
             del loss
             backward.end()
-    del pulls
     num_trained = sum(weight.numel() for weight in trained_weights)
-    weights = width * sum(weight.numel() for weight in model.parameters()) // processes
+    num_parameters = sum(weight.numel() for weight in model.parameters())
+    weights = width * num_parameters // processes
+    copies = copies_bytes(num_parameters, num_trained, settings) // processes
+    # The teacher's weights are in the peak of the passes.
+    pulled = copies if settings.distillation is None else copies - weights
     gradients = 0 if settings.steps_in_backward else width * num_trained // processes
     moments = settings.chosen_optimizer.state_bytes(settings.weights) * num_trained // processes
     buffers = _bytes(model.buffers())
@@ -428,9 +426,9 @@ def _count(
     for peak, passing in tracker.stretches:
         # Of a shared model gradients are counted as what passes.
         if processes > 1:
-            state += [passing + weights + buffers + moments, passing - gradients]
+            state += [passing + weights + buffers + moments + copies, passing - gradients]
         else:
-            state += [peak + moments, passing]
+            state += [peak + moments + pulled, passing]
     return np.array(state)
 
 
@@ -620,17 +618,6 @@ def autocast(precision: str, *, is_gpu: bool) -> Iterator[None]:
             yield
     finally:
         PLANNED_DEVICE.reset(token)
-
-
-def _pulls(recipe: Recipe, settings: TrainingSettings) -> list[Any]:
-    """Return tensors as large as those that `regularization.anchors` keeps."""
-    if not settings.l2_sp and not settings.ewc:
-        return []
-    original = recipe.load_original(settings)
-    return [
-        original,
-        ([torch.zeros_like(weight) for weight in original.parameters()] if settings.ewc else []),
-    ]
 
 
 def _bytes(tensors: Iterable[torch.Tensor]) -> int:

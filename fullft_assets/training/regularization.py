@@ -19,25 +19,28 @@ from transformers import PreTrainedModel
 
 from fullft_assets.errors import SettingsError
 from fullft_assets.models import documents, layers
-from fullft_assets.models.inference import evaluating, move, to_device
+from fullft_assets.models.inference import evaluating, is_sharded, move, reshard, to_device
 from fullft_assets.models.loading import pool
-from fullft_assets.models.token_loss import IGNORED, TokenLoss, predictions
+from fullft_assets.models.token_loss import IGNORED, IS_REPLAYED, TokenLoss, predictions
 from fullft_assets.settings import TrainingSettings
-from fullft_assets.training.feed import IS_REPLAYED
+from fullft_assets.training import ranks, sharding
+from fullft_assets.training.optimizers.low_memory import local
 from fullft_assets.training.recipe import Recipe
 
 
-def anchors(recipe: Recipe, settings: TrainingSettings, seed: int) -> list[Anchor]:
-    """Return the pulls that the settings ask for; they lead to the base model also where training starts from
-    another one.
+def anchors(recipe: Recipe, model: PreTrainedModel, settings: TrainingSettings, seed: int) -> list[Anchor]:
+    """Return the pulls on a model that the settings ask for; they lead to the base model also where training
+    starts from another one. All processes that share the model must call this.
 
     Torch's random state stays as it is.
     """
     if not settings.l2_sp and not settings.ewc:
         return []
+    # Parts are gathered in the precision of the settings; squared gradients of fp16 would vanish.
+    settings = settings.model_copy(update={"precision": "fp32"})
     with torch.random.fork_rng():
-        original = recipe.load_original(settings)
-    layers.freeze(original, settings)
+        original = sharding.load(recipe.load_original, settings, is_shared=is_sharded(model))
+    move(original)
     anchor = partial(Anchor, original, has_new_head=recipe.has_new_head)
     return [
         *([anchor(settings.l2_sp)] if settings.l2_sp else []),
@@ -54,25 +57,23 @@ def fisher(recipe: Recipe, model: PreTrainedModel, seed: int) -> Mapping[str, to
     would write.
 
     Args:
-        model: the base model; its gradients are dropped, its mode is restored.
+        model: the base model, on its device; its gradients are dropped, its mode is restored. Processes that
+            share it make the passes of each text together, and each gets the importance of its part.
 
     Raises:
         SettingsError: there is no text.
     """
-    move(model)
-    parameters = [
-        (name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad
-    ]
-    sums = {name: torch.zeros_like(parameter) for name, parameter in parameters}
+    parameters = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    sums = {name: torch.zeros_like(local(weight.detach())) for name, weight in parameters.items()}
     count = 0
     with evaluating(model):
         for value in recipe.log_likelihoods(model, seed):
-            gradients = torch.autograd.grad(
-                value, [parameter for _, parameter in parameters], allow_unused=True
-            )
-            for (name, _), gradient in zip(parameters, gradients, strict=True):
-                if gradient is not None:  # a new head is not part of it
-                    sums[name].add_(gradient.detach().square())
+            # FSDP2 averages gradients over the processes in this pass, where those of a text are equal.
+            value.backward()
+            for name, weight in parameters.items():
+                if weight.grad is not None:  # a new head is not part of it
+                    sums[name].add_(local(weight.grad).square())
+                    weight.grad = None
             count += 1
     if not count:
         raise SettingsError(
@@ -81,6 +82,8 @@ def fisher(recipe: Recipe, model: PreTrainedModel, seed: int) -> Mapping[str, to
         )
     total = sum(float(values.double().sum()) for values in sums.values())
     size = sum(values.numel() for values in sums.values())
+    # Processes that do not share the model have equal numbers: their ratio stays.
+    total, size = ranks.total(torch.tensor([total, size], dtype=torch.float64)).tolist()
     if not total > 0:
         raise SettingsError(
             "training.ewc: the importance of the weights for the general texts is zero or not finite; look at"
@@ -98,6 +101,7 @@ class Anchor:
     A new head is not pulled.
 
     Args:
+        model: with the pretrained weights, which are kept and not copied.
         importance: of each weight, by parameter. Default: equal.
     """
 
@@ -110,25 +114,23 @@ class Anchor:
         importance: Mapping[str, torch.Tensor] | None = None,
     ):
         self._strength = strength
-        self._importance = None if importance is None else dict(importance)
+        self._importance = importance
         head = layers.head_prefixes(model) if has_new_head else ()
         self._start = {
-            name: parameter.detach().clone()
+            name: local(parameter.detach())
             for name, parameter in model.named_parameters()
             if parameter.requires_grad and not name.startswith(head)
         }
 
     @torch.no_grad()
     def pull(self, model: torch.nn.Module) -> None:
-        """Add the pull to the gradients of a model."""
+        """Add the pull to the gradients of a model; each process that shares it, to its part."""
         for name, parameter in model.named_parameters():
             if name in self._start and parameter.grad is not None:
-                self._start[name] = self._start[name].to(parameter.device)
-                distance = parameter.detach() - self._start[name]
+                distance = local(parameter.detach()) - self._start[name]
                 if self._importance is not None:
-                    self._importance[name] = self._importance[name].to(parameter.device)
                     distance.mul_(self._importance[name])
-                parameter.grad.add_(distance, alpha=self._strength)
+                local(parameter.grad).add_(distance, alpha=self._strength)
 
 
 @dataclass(frozen=True)
@@ -158,17 +160,22 @@ def interpolate(
     arXiv:2109.01903): those with the lowest validation loss within the budget.
 
     Args:
-        original: the base model; a new head of it is not used: the fine-tuned head stays.
+        model: a sharded one is resharded.
+        original: the base model; a new head of it is not used: the fine-tuned head stays. Of processes that
+            share the model each has its part of both.
+        score: returns the same scores in all of these processes.
 
     Returns:
         The chosen interpolation; None where no alpha is within the budget, the model is then as it was.
     """
     head = layers.head_prefixes(original) if has_new_head else ()
-    start = {name: value for name, value in original.named_parameters() if not name.startswith(head)}
-    mixed = {name: value for name, value in model.named_parameters() if name in start}
+    start = {name: local(value) for name, value in original.named_parameters() if not name.startswith(head)}
+    mixed = {name: local(value) for name, value in model.named_parameters() if name in start}
     tuned_weights = {name: value.detach().to("cpu", copy=True) for name, value in mixed.items()}
 
     def put(alpha: float) -> None:
+        # What scoring gathered has the weights of the alpha before.
+        reshard(model)
         for name, value in mixed.items():
             # Not lerp: at 1 the result must be the fine-tuned weight to the last bit.
             weight = tuned_weights[name].to(value.device)
@@ -188,11 +195,14 @@ def interpolate(
     return Interpolated(best_alpha, scores)
 
 
-def frozen(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
-    """Return a model on the device, without gradients or dropout."""
-    model.requires_grad_(False).eval()
-    move(model, device)
-    return model
+def load_teacher(recipe: Recipe, student: PreTrainedModel, settings: TrainingSettings) -> PreTrainedModel:
+    """Return the base model on the device, without gradients or dropout; in parts where processes share the
+    student.
+    """
+    teacher = sharding.load(recipe.load_original, settings, is_shared=is_sharded(student))
+    teacher.requires_grad_(False).eval()
+    move(teacher)
+    return teacher
 
 
 class DistilledTokenLoss:
@@ -210,18 +220,21 @@ class DistilledTokenLoss:
     def total(self, model: torch.nn.Module, inputs: Mapping[str, Any], labels: torch.Tensor) -> torch.Tensor:
         """Return the sum in fp32, differentiable; arguments as for `TokenLoss.total`."""
         replayed = inputs.get(IS_REPLAYED)
-        inputs = {name: value for name, value in inputs.items() if name != IS_REPLAYED}
         student = predictions(model, inputs, labels)
         is_distilled = (
             torch.ones_like(student.positions, dtype=torch.bool)
             if replayed is None
             else replayed.flatten()[student.positions + 1]
         )
-        if not is_distilled.any():
+        is_needed = bool(is_distilled.any())
+        # Processes that share the teacher make its passes together.
+        if not (ranks.any_rank(is_needed) if is_sharded(self._teacher) else is_needed):
             return self._hard.total(model, inputs, labels)
         distilled = student.positions[is_distilled]
         width = labels.shape[1]
         rows, numbers = torch.unique(distilled // width, return_inverse=True)
+        # A pass for the others' sake has a row, of which nothing is used.
+        rows = rows if is_needed else rows.new_zeros(1)
         teacher_inputs = {
             name: value[rows] for name, value in student.inputs.items() if name not in documents.BOUNDS
         }
@@ -233,6 +246,7 @@ class DistilledTokenLoss:
         with torch.no_grad():
             teacher_logits = self._teacher(**teacher_inputs, use_cache=False).logits.flatten(0, 1)
             teacher_logits = teacher_logits.index_select(0, numbers * width + distilled % width).float()
+        reshard(self._teacher)
         output = model(**student.inputs, use_cache=False)
         logits = output.logits.flatten(0, 1).index_select(0, student.positions).float()
         hard = torch.nn.functional.cross_entropy(logits, student.targets, reduction="none")
@@ -262,9 +276,10 @@ def distil_representations(
     def total(
         model: torch.nn.Module, inputs: Mapping[str, torch.Tensor], labels: torch.Tensor
     ) -> torch.Tensor:
-        output = model(**inputs, output_hidden_states=True)
         with torch.no_grad():
             teacher_vectors = pooled(teacher(**inputs, output_hidden_states=True), inputs["attention_mask"])
+        reshard(teacher)
+        output = model(**inputs, output_hidden_states=True)
         distance = 1 - torch.nn.functional.cosine_similarity(
             pooled(output, inputs["attention_mask"]), teacher_vectors, dim=-1
         )

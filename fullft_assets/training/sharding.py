@@ -33,7 +33,6 @@ from fullft_assets.ranks import is_first_rank, num_local_ranks, num_ranks
 from fullft_assets.settings import TrainingSettings
 from fullft_assets.training import ranks
 from fullft_assets.training.optimizers.low_memory import local, part_like
-from fullft_assets.training.recipe import Recipe
 
 #: In a part's header: the first row of each tensor that is divided; others are complete in each part.
 _FIRST_ROWS = "first_rows"
@@ -41,20 +40,23 @@ _FIRST_ROWS = "first_rows"
 _WEIGHTS = "weights/"
 
 
-def load(recipe: Recipe, settings: TrainingSettings, num_processes: int) -> PreTrainedModel:
-    """Return a recipe's model, whose frozen weights are frozen. Of several processes that share it, which
+def load(
+    read: Callable[[TrainingSettings], PreTrainedModel], settings: TrainingSettings, *, is_shared: bool
+) -> PreTrainedModel:
+    """Return a model for training, whose frozen weights are frozen. Of several processes that share it, which
     must all call this, each has its part on its device, and at most one unit more while it loads.
+
+    Args:
+        read: a recipe's `load` or `load_original`.
 
     Raises:
         SettingsError: see `Recipe.load`; or more layers are frozen than there are.
     """
 
     def make() -> PreTrainedModel:
-        model = recipe.load(settings)
-        layers.freeze(model, settings)
-        return model
+        return layers.freeze(read(settings), settings)
 
-    return load_parts(make, settings) if settings.sharding != "none" and num_processes > 1 else make()
+    return load_parts(make, settings) if is_shared else make()
 
 
 def load_scored(
@@ -83,9 +85,7 @@ def load_parts(make: Callable[[], PreTrainedModel], settings: TrainingSettings) 
 
 
 def shard(
-    model: PreTrainedModel,
-    settings: TrainingSettings,
-    fill: Callable[[torch.nn.Module], None] = lambda unit: None,
+    model: PreTrainedModel, settings: TrainingSettings, fill: Callable[[torch.nn.Module], None]
 ) -> None:
     """Leave each process its part of a model (FSDP2).
 

@@ -98,7 +98,7 @@ class NextTokenRecipe(Recipe):
             loss = TokenLoss(model, inputs)
         if settings.distillation is None:
             return Prepared(feed, loss.total, about)
-        teacher = regularization.frozen(self.load_original(settings), device())
+        teacher = regularization.load_teacher(self, model, settings)
         if documents.takes_bounds(model):
             documents.attend_apart(teacher)
         return Prepared(
