@@ -58,7 +58,7 @@ MAX_ROWS = 100
 #: one. To ALIKE `compare_near` adds half of the residue of the text that it is like.
 ABSENT, REFERENCE, UNLIKE, ALIKE = range(4)
 #: Candidates that are joined at once.
-_JOINED_ROWS = 1 << 16
+_JOINED_ROWS = 1 << 17
 #: Low bits by which values are looked up at most, in 64 MB.
 _LOOK_UP_BITS = 26
 #: Pairs whose signatures are compared at once.
@@ -174,8 +174,7 @@ class Texts:
         if not len(reference) or not len(candidates):
             return {}
         return self._confirm(
-            searched(lambda: self._propose_near(reference, candidates, similarity)),
-            lambda first, second, num_shared: num_shared >= similarity * (first + second - num_shared),
+            searched(lambda: self._propose_near(reference, candidates, similarity)), _are_near(similarity)
         )
 
     def _propose_near(
@@ -247,7 +246,10 @@ class Texts:
         rows = np.flatnonzero(is_settled)
         if len(added) and len(rows):
             pairs = searched(lambda: self._propose_near(added, rows, SIMILARITY, last))
-            is_settled[pairs[0]] = False
+            is_unlike = last[pairs[0]] == UNLIKE
+            is_settled[pairs[0, ~is_unlike]] = False
+            # No other text can have become near to it.
+            is_settled[list(self._confirm(pairs[:, is_unlike], _are_near(SIMILARITY)))] = False
         compared = np.where(is_settled, last, roles)
         partners = self.find_near(reference, np.flatnonzero((roles == UNLIKE) & ~is_settled))
         if partners:
@@ -506,6 +508,10 @@ def _look_up(values: np.ndarray) -> LookUp:
 def _is_in(values: np.ndarray, value_set: np.ndarray) -> np.ndarray:
     """Return whether each value is in a set: bool [n]. `np.isin` sorts them all."""
     return pc.is_in(pa.array(values), value_set=pa.array(value_set)).to_numpy(zero_copy_only=False)
+
+
+def _are_near(similarity: float) -> AreAlike:
+    return lambda first, second, num_shared: num_shared >= similarity * (first + second - num_shared)
 
 
 def _least_estimate(similarity: float | np.ndarray) -> float | np.ndarray:
