@@ -19,7 +19,6 @@ from tests import manifests, project as projects
 from tests.test_live_quality import CASE, Live, snapshot_of
 
 GOOD = [{"id": row["id"], "text": row["text"]} for row in projects.licence_rows(40, skip=3_000)]
-BAD = [{**row, "text": row["text"][::-1]} for row in GOOD]
 
 
 class Feed:
