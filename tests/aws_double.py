@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -22,7 +22,7 @@ from botocore.model import Shape
 from botocore.validate import ParamValidator
 
 from tests.machine import ARITHMETIC, ROOT
-from tests.serving import serving
+from tests.serving import Handler, serving
 
 ROLE = "arn:aws:iam::111122223333:role/fullft-container"
 IMAGE = f"111122223333.dkr.ecr.us-east-1.amazonaws.com/fullft@sha256:{'0' * 64}"
@@ -173,7 +173,6 @@ class AwsDouble(ThreadingHTTPServer):
 
     def _collect(self, stream: str, process: subprocess.Popen[str]) -> None:
         lines = self.streams.setdefault(stream, [])
-        assert process.stdout is not None
         for line in process.stdout:
             lines.append((time.time(), line.rstrip("\n")))
 
@@ -200,7 +199,7 @@ def serve(double: type[Double], folder: Path, environment: Mapping[str, str]) ->
             server.kill_containers()
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(Handler):
     server: AwsDouble
     protocol_version = "HTTP/1.1"
 
@@ -218,15 +217,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.server.lost[operation] -= 1
             self.close_connection = True
             return
-        data = json.dumps(answer).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/x-amz-json-1.1")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Stay silent."""
+        self.reply(status, json.dumps(answer).encode(), {"Content-Type": "application/x-amz-json-1.1"})
 
 
 def _problems(value: Any, shape: Shape, place: str) -> Iterator[str]:

@@ -6,11 +6,11 @@ import json
 import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote
 
-from tests.serving import serving
+from tests.serving import Handler, serving
 
 
 class BedrockServer(ThreadingHTTPServer):
@@ -26,7 +26,7 @@ class BedrockServer(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_port}"
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(Handler):
     server: BedrockServer
 
     def do_POST(self) -> None:
@@ -71,17 +71,8 @@ class _Handler(BaseHTTPRequestHandler):
             )
 
     def _answer(self, status: int, body: dict[str, Any], error: str = "") -> None:
-        content = json.dumps(body).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(content)))
-        if error:
-            self.send_header("x-amzn-ErrorType", error)
-        self.end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, *_: object) -> None:
-        pass
+        headers = {"Content-Type": "application/json", **({"x-amzn-ErrorType": error} if error else {})}
+        self.reply(status, json.dumps(body).encode(), headers)
 
 
 def serve(answer: Callable[[str], str]) -> AbstractContextManager[BedrockServer]:

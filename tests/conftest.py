@@ -15,6 +15,7 @@ import pytest
 from fullft_assets.demos import licences
 from tests import project as projects, s3_server as s3_servers
 from tests.licence_delivery import Delivery
+from tests.machine import set_environment
 
 if TYPE_CHECKING:
     from tests.prepared import Prepared
@@ -94,9 +95,7 @@ def s3_env(
     """The S3 server, with this process's environment pointing at it and a cache of fetched artifacts of its
     own.
     """
-    for name, value in s3_server.env.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("FULLFT_CACHE", str(tmp_path / "cache"))
+    set_environment(monkeypatch, {**s3_server.env, "FULLFT_CACHE": str(tmp_path / "cache")})
     return s3_server
 
 
@@ -108,13 +107,13 @@ def aws(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     server = ThreadedMotoServer(port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
-    for name, value in {
+    variables = {
         "AWS_ENDPOINT_URL": f"http://{host}:{port}",
         "AWS_ACCESS_KEY_ID": "k",
         "AWS_SECRET_ACCESS_KEY": "s",
         "AWS_DEFAULT_REGION": "us-east-1",
-    }.items():
-        monkeypatch.setenv(name, value)
+    }
+    set_environment(monkeypatch, variables)
     # The servers of a process share their accounts.
     urlopen(f"http://{host}:{port}/moto-api/reset", b"").close()
     yield

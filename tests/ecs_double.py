@@ -160,7 +160,6 @@ class Ecs(AwsDouble):
         """Take the instance of the newest task away, and every process on it."""
         task = self.tasks[-1]
         task.end(code, reason)
-        assert task.process is not None
         os.killpg(task.process.pid, signal.SIGKILL)  # the supervisor's command dies with it
 
     def _seen(self) -> list[Task]:

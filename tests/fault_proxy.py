@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -77,7 +77,7 @@ class FaultProxy(ThreadingHTTPServer):
             return fault
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(servers.Handler):
     protocol_version = "HTTP/1.1"
     server: FaultProxy
 
@@ -140,9 +140,6 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(data[: len(data) // 2] if is_cut else data)
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Say nothing."""
 
     def handle(self) -> None:
         """Serve a connection; a client that gave up is no error."""

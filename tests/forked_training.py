@@ -39,7 +39,6 @@ class ForkedTraining:
 
     @property
     def pid(self) -> int:
-        assert self._process.pid is not None
         return self._process.pid
 
     @property

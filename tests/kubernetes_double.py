@@ -23,7 +23,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from email.utils import formatdate
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import IO, Any
 from urllib.parse import parse_qs, urlparse
@@ -31,6 +31,7 @@ from urllib.parse import parse_qs, urlparse
 import kubernetes_validate
 import yaml
 
+from tests import serving as servers
 from tests.machine import free_port
 
 VERSION = "1.33"
@@ -157,7 +158,6 @@ class Pod:
         self.status["phase"] = "Running"
         self._be({"running": {"startedAt": _stamp()}})
         for stream in (self.process.stdout, self.process.stderr):
-            assert stream is not None
             self._readers.append(threading.Thread(target=self._read, args=(stream,), daemon=True))
             self._readers[-1].start()
 
@@ -262,25 +262,18 @@ class Cluster:
 
     @contextmanager
     def serving(self) -> Iterator[Cluster]:
-        server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        threads = [
-            threading.Thread(target=server.serve_forever, args=(0.05,)),
-            threading.Thread(target=self._control),
-        ]
-        for thread in threads:
-            thread.start()
-        self._write_kubeconfig(server.server_address[1])
-        try:
-            yield self
-        finally:
-            self._is_over = True
-            server.shutdown()
-            for thread in threads:
-                thread.join()
-            server.server_close()
-            for job in self.jobs.values():
-                for pod in job.pods:
-                    pod.kill()
+        control = threading.Thread(target=self._control)
+        with servers.serving(ThreadingHTTPServer(("127.0.0.1", 0), self._handler())) as server:
+            self._write_kubeconfig(server.server_port)
+            control.start()
+            try:
+                yield self
+            finally:
+                self._is_over = True
+                control.join()
+                for job in self.jobs.values():
+                    for pod in job.pods:
+                        pod.kill()
 
     @property
     def kubeconfig(self) -> Path:
@@ -496,10 +489,10 @@ class Cluster:
                     return fault.what
         return None
 
-    def _handler(self) -> type[BaseHTTPRequestHandler]:
+    def _handler(self) -> type[servers.Handler]:
         cluster = self
 
-        class Handler(BaseHTTPRequestHandler):
+        class Handler(servers.Handler):
             protocol_version = "HTTP/1.1"
 
             def do(self) -> None:
@@ -521,22 +514,17 @@ class Cluster:
                 if fault == "lost":
                     return self._reset()
                 data = content if isinstance(content, bytes) else json.dumps(content).encode()
-                self.send_response_only(status)
-                self.send_header("Date", formatdate(time.time() + cluster.clock_seconds, usegmt=True))
-                self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
-                return None
+                return self.reply(status, data)
 
             do_GET = do_POST = do_DELETE = do_PUT = do_PATCH = do
+
+            def date_time_string(self, timestamp: float | None = None) -> str:
+                return formatdate(time.time() + cluster.clock_seconds, usegmt=True)
 
             def _reset(self) -> None:
                 self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 self.connection.shutdown(socket.SHUT_RD)
                 self.close_connection = True
-
-            def log_message(self, *_: Any) -> None:
-                pass
 
         return Handler
 

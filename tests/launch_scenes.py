@@ -19,7 +19,7 @@ from fullft_assets.launch import Launcher, LaunchSpec, aws, records
 from fullft_assets.resources import driver, one_line_errors
 from fullft_assets.store import Manifest, Store
 from tests.aws_double import Double, serve
-from tests.machine import wait_for
+from tests.machine import set_environment, wait_for
 from tests.prepared import Prepared
 from tests.s3_server import S3Server
 
@@ -123,9 +123,7 @@ def train(launcher: Launcher, job: Job, store: Store) -> Manifest:
 
     with dg.DagsterInstance.ephemeral() as instance:
         dg.materialize([made], instance=instance)
-    checkpoint = store.find(job.case, job.stage, job.key)
-    assert checkpoint is not None
-    return checkpoint
+    return store.find(job.case, job.stage, job.key)
 
 
 @contextmanager
@@ -146,6 +144,5 @@ def serving(
     monkeypatch.setattr(driver, "_PAUSE_SECONDS", 0.1)
     s3.make_bucket(folder.name)
     with serve(double, folder / "containers", s3.env) as service:
-        for name, value in service.env.items():
-            monkeypatch.setenv(name, value)
+        set_environment(monkeypatch, service.env)
         yield service

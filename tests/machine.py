@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 import psutil
 import pytest
@@ -20,6 +20,7 @@ from fullft_assets.demos import standard_library
 from fullft_assets.launch.supervisor import is_alive
 
 ROOT = Path(__file__).parent.parent
+T = TypeVar("T")
 _WIRE = "wire"
 #: Environment variables that select the numeric kernels of this machine's libraries. A double of another
 #: machine gets them too, so that its results are equal to the bit.
@@ -48,14 +49,25 @@ def printed_by(
     return done.stdout
 
 
-def wait_for(
-    condition: Callable[[], object], what: str, seconds: float = 240.0, poll_seconds: float = 0.05
-) -> None:
-    """Return once a condition holds; fail the test if that takes longer."""
+def wait_for(condition: Callable[[], T], what: str, seconds: float = 240.0, poll_seconds: float = 0.05) -> T:
+    """Return the first truthy value of a condition; fail the test if that takes longer."""
     deadline = time.monotonic() + seconds
-    while not condition():
+    while not (found := condition()):
         assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
         time.sleep(poll_seconds)
+    return found
+
+
+def wait_for_server(process: subprocess.Popen, port: int) -> None:
+    """Return once a server of this machine listens on its port; fail the test if its process ends."""
+
+    def listens() -> bool:
+        assert process.poll() is None, f"the server on port {port} ended with exit code {process.returncode}"
+        with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            return True
+        return False
+
+    wait_for(listens, f"a server listens on port {port}", seconds=60)
 
 
 def processes_with(variable: str, value: object, command: str = "") -> list[psutil.Process]:
@@ -84,6 +96,12 @@ def set_card(monkeypatch: pytest.MonkeyPatch, has_card: bool = True) -> None:
     card = torch.device("cuda") if has_card else None
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: has_card)
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available=False: card)
+
+
+def set_environment(monkeypatch: pytest.MonkeyPatch, variables: Mapping[str, str]) -> None:
+    """Set variables of this process's environment until the test ends."""
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
 
 
 @contextmanager

@@ -3,9 +3,9 @@
 import json
 import secrets
 from contextlib import AbstractContextManager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 
-from tests.serving import serving
+from tests.serving import Handler, serving
 
 _TTL, _TOKEN = "X-aws-ec2-metadata-token-ttl-seconds", "X-aws-ec2-metadata-token"
 
@@ -28,37 +28,27 @@ class MetadataServer(ThreadingHTTPServer):
         self.notice = {"action": "terminate", "time": "2026-11-25T18:02:00Z"}
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(Handler):
     server: MetadataServer
 
     def do_PUT(self) -> None:
         ttl = self.headers.get(_TTL, "")
         if self.path != "/latest/api/token" or not ttl.isdecimal() or not 1 <= int(ttl) <= 21_600:
-            self._answer(400)
+            self.reply(400)
         else:
             token = secrets.token_urlsafe()
             self.server.tokens.add(token)
-            self._answer(200, token)
+            self.reply(200, token.encode())
 
     def do_GET(self) -> None:
         if self.headers.get(_TOKEN) not in self.server.tokens:
-            self._answer(401)
+            self.reply(401)
         elif self.path != "/latest/meta-data/spot/instance-action":
-            self._answer(404)
+            self.reply(404)
         else:
             self.server.num_looks += 1
-            self._answer(404) if self.server.notice is None else self._answer(
-                200, json.dumps(self.server.notice)
-            )
-
-    def _answer(self, status: int, body: str = "") -> None:
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body.encode())
-
-    def log_message(self, *_: object) -> None:
-        pass
+            notice = self.server.notice
+            self.reply(404) if notice is None else self.reply(200, json.dumps(notice).encode())
 
 
 def serve() -> AbstractContextManager[MetadataServer]:

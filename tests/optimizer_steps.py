@@ -27,6 +27,20 @@ def keeping(seen: list[torch.Tensor]) -> Watch:
     return lambda moment, loop: seen.append(gradients(loop.model)) if moment == "gradients" else None
 
 
+def hook_passes(monkeypatch: pytest.MonkeyPatch, owner: object, load: str, hook: Callable[..., None]) -> None:
+    """Call a hook (model, arguments, named arguments, output) after each pass of the models that this
+    function of an owner loads.
+    """
+    load_plain = getattr(owner, load)
+
+    def load_hooked(*args: object, **options: object) -> PreTrainedModel:
+        model = load_plain(*args, **options)
+        model.register_forward_hook(hook, with_kwargs=True)
+        return model
+
+    monkeypatch.setattr(owner, load, load_hooked)
+
+
 class Stopping(Progress):
     """Asks for a stop after some optimizer steps; what is scored reports steps as well, without a loss."""
 

@@ -89,9 +89,7 @@ class Prepared:
 
         job = self.job("finetuned_checkpoint", key, training=changes)
         training.work(job, self.store, QUIET)
-        made = self.store.find(job.case, job.stage, key)
-        assert made is not None
-        return made
+        return self.store.find(job.case, job.stage, key)
 
 
 def quick(**changes: object) -> TrainingSettings:

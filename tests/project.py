@@ -36,6 +36,36 @@ QUICK: dict[str, Any] = {
     "release": {"min_effective_groups": 2, "candidates": "finetuned"},
 }
 
+_DEFINITIONS = """\
+from pathlib import Path
+
+import dagster as dg
+
+
+@dg.definitions
+def defs():
+    loaded = dg.load_from_defs_folder(path_within_project=Path(__file__).parent)
+    return dg.Definitions.merge(loaded, dg.Definitions(executor=dg.in_process_executor))
+"""
+_PYPROJECT = """\
+[project]
+name = "my-project"
+version = "0.1.0"
+
+[tool.dg]
+directory_type = "project"
+
+[tool.dg.project]
+root_module = "my_project"
+code_location_name = "my_project"
+"""
+_WORKSPACE = """\
+load_from:
+  - python_module:
+      module_name: my_project.definitions
+      location_name: my_project
+"""
+
 
 @dataclass
 class Project:
@@ -75,10 +105,8 @@ class Project:
                 attributes[name] = {**attributes.get(name, {}), **section}
             else:
                 attributes[name] = section
-        self.yaml_path.parent.mkdir(parents=True, exist_ok=True)
-        self.yaml_path.write_text(
-            yaml.safe_dump({"type": "fullft_assets.FullFineTune", "attributes": attributes})
-        )
+        content = yaml.safe_dump({"type": "fullft_assets.FullFineTune", "attributes": attributes})
+        write_files(self.yaml_path.parent, {"defs.yaml": content})
 
     def deliver(self, file: str, rows: Iterable[dict[str, Any]]) -> Path:
         return write_rows(self.documents / file, rows)
@@ -170,24 +198,16 @@ def _licence_rules() -> list[dict[str, str]]:
 def create(root: Path, name: str = "letters", *, rows: int = 400, **sections: Any) -> Project:
     """Create a project with one delivered file and return it."""
     project = Project(root, name)
-    package = root / "my_project"
-    (package / "defs").mkdir(parents=True)
-    (package / "__init__.py").write_text("")
-    (package / "definitions.py").write_text(
-        "from pathlib import Path\n\nimport dagster as dg\n\n\n@dg.definitions\ndef defs():\n"
-        "    loaded = dg.load_from_defs_folder(path_within_project=Path(__file__).parent)\n"
-        "    return dg.Definitions.merge(loaded, dg.Definitions(executor=dg.in_process_executor))\n"
+    write_files(
+        root,
+        {
+            "my_project/__init__.py": "",
+            "my_project/definitions.py": _DEFINITIONS,
+            "pyproject.toml": _PYPROJECT,
+            "workspace.yaml": f"{_WORKSPACE}      working_directory: {root}\n",
+            ".home/dagster.yaml": (Path(__file__).parents[1] / "dagster.yaml").read_bytes(),
+        },
     )
-    (root / "pyproject.toml").write_text(
-        '[project]\nname = "my-project"\nversion = "0.1.0"\n\n[tool.dg]\ndirectory_type = "project"\n\n'
-        '[tool.dg.project]\nroot_module = "my_project"\ncode_location_name = "my_project"\n'
-    )
-    (root / "workspace.yaml").write_text(
-        "load_from:\n  - python_module:\n      module_name: my_project.definitions\n      location_name:"
-        f" my_project\n      working_directory: {root}\n"
-    )
-    project.home.mkdir()
-    (project.home / "dagster.yaml").write_text((Path(__file__).parents[1] / "dagster.yaml").read_text())
     project.documents.mkdir(parents=True)
     project.production.mkdir()
     project.deliver("delivery-1.jsonl", licence_rows(rows))

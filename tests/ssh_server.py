@@ -3,10 +3,8 @@
 import getpass
 import os
 import shutil
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -72,14 +70,8 @@ class SshServer:
         program = shutil.which("sshd", path=os.pathsep.join([os.environ["PATH"], "/usr/sbin"]))
         if program is None or shutil.which("ssh") is None:
             machine.lacks(_MISSING)
-        assert program is not None
         self._process = subprocess.Popen([program, "-D", "-e", "-f", str(self.folder / "sshd_config")])
-        deadline = time.monotonic() + 60
-        while True:
-            with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1):
-                return
-            assert time.monotonic() < deadline and self._process.poll() is None, "sshd does not listen"
-            time.sleep(0.05)
+        machine.wait_for_server(self._process, self.port)
 
     def cut(self) -> None:
         """End the server and every connection, but no process that a session left running."""

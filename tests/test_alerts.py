@@ -6,7 +6,7 @@ import re
 import time
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ from fullft_assets.settings import AlertsSettings
 from fullft_assets.store import CheckOutcome, Manifest, Store
 from tests import manifests, project as projects, test_retraining as policy
 from tests.asset_runs import definitions
-from tests.serving import serving
+from tests.serving import Handler, serving
 
 NOW = 1_800_000_000.0
 
@@ -68,19 +68,15 @@ class Hook:
         self.raw: bytes | None = None
         hook = self
 
-        class Handler(BaseHTTPRequestHandler):
+        class Posted(Handler):
             def do_POST(self) -> None:
                 hook.bodies.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
                 if hook.raw is not None:
                     self.wfile.write(hook.raw)
                     return
-                self.send_response(hook.status)
-                self.end_headers()
+                self.reply(hook.status)
 
-            def log_message(self, format: str, *args: Any) -> None:
-                pass
-
-        self.server = HTTPServer(("127.0.0.1", 0), Handler)
+        self.server = HTTPServer(("127.0.0.1", 0), Posted)
         self.url = f"http://127.0.0.1:{self.server.server_port}/planted-token"
 
     def values(self, *names: str) -> list[tuple[Any, ...]]:

@@ -23,6 +23,7 @@ from fullft_assets.aws import account_of
 from fullft_assets.component import FullFineTune
 from fullft_assets.errors import SettingsError
 from tests import project as projects
+from tests.machine import set_environment
 from tests.s3_server import S3Server
 
 #: Of another account, at an address where nobody answers.
@@ -58,8 +59,7 @@ def wrong(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, str]:
     (tmp_path / "profiles").write_text("[profile other]\nregion = eu-north-1\n")
     for name in aws_variables():
         monkeypatch.delenv(name)
-    for name, value in (WRONG | {"AWS_CONFIG_FILE": str(tmp_path / "profiles")}).items():
-        monkeypatch.setenv(name, value)
+    set_environment(monkeypatch, WRONG | {"AWS_CONFIG_FILE": str(tmp_path / "profiles")})
     return aws_variables()
 
 
@@ -89,8 +89,7 @@ def letters(
 @pytest.mark.slow
 def test_commands_and_the_code_server_follow_it(letters: projects.Project) -> None:
     path = letters.yaml_path.parents[1] / "account" / "defs.yaml"
-    path.parent.mkdir()
-    path.write_text(COMPONENT)
+    projects.write_files(path.parent, {path.name: COMPONENT})
     letters.succeed("ingest", "letters")
     assert "a.jsonl" in letters.succeed("files", "letters")
     path.unlink()

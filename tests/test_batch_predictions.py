@@ -18,6 +18,7 @@ from fullft_assets.tasks.classification.task import Classification
 from tests import manifests, project as projects
 from tests.asset_runs import run_assets, run_workloads_here
 from tests.checkpoint_metadata import checkpoint_metadata
+from tests.machine import set_environment
 from tests.test_predict import LABELS, TEXTS, write_model
 
 pytestmark = pytest.mark.slow
@@ -29,8 +30,7 @@ ROWS = [{"id": f"d{number}", "text": text} for number, text in enumerate([*TEXTS
 
 @pytest.fixture
 def instance(project: projects.Project, monkeypatch: pytest.MonkeyPatch) -> Iterator[dg.DagsterInstance]:
-    for name, value in {**project.env(), "OMP_NUM_THREADS": "1"}.items():
-        monkeypatch.setenv(name, value)
+    set_environment(monkeypatch, project.env())
     with dg.DagsterInstance.from_config(str(project.home)) as found:
         yield found
 

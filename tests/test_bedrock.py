@@ -47,7 +47,6 @@ def server(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bedr
 
 def context(prepared: Prepared, **settings: object) -> BaselineContext:
     found = prepared.baseline_context
-    assert found.settings is not None
     asked = BedrockSettings.model_validate({**MODEL, **settings})
     planning = found.settings.planning.model_copy(update={"bedrock": asked})
     return replace(found, settings=found.settings.model_copy(update={"planning": planning}))

@@ -38,20 +38,17 @@ HEAVY = (
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     (tmp_path / "pyproject.toml").touch()
-    (tmp_path / "data").mkdir()
     rows = [
         {"text": f"The licence number {i} permits use and modification.", "kind": ("notice", "phrase")[i % 2]}
         for i in range(200)
     ]
-    (tmp_path / "data/a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    projects.write_rows(tmp_path / "data/a.jsonl", rows)
     return tmp_path
 
 
 def write(project: Path) -> Path:
-    path = project / "defs/x/defs.yaml"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(YAML)
-    return path
+    projects.write_files(project, {"defs/x/defs.yaml": YAML})
+    return project / "defs/x/defs.yaml"
 
 
 def run(project: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

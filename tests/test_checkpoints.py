@@ -27,6 +27,7 @@ from fullft_assets.training.checkpoints import (
     retain,
 )
 from tests.optimizer_steps import Stopping
+from tests.project import write_files
 from tests.test_packed import KEEP_BEST, LLAMA, OVERFITTING, SETTINGS, fit, training
 
 pytestmark = pytest.mark.numeric
@@ -82,8 +83,7 @@ def test_a_kill_at_any_moment_of_a_replacement_leaves_a_complete_checkpoint(
             ("old", "checkpoint-4"),
             ("new", "unfinished/checkpoint-4"),
         ):
-            (folder / place / "inner").mkdir(parents=True)
-            (folder / place / "inner" / "weights").write_text(kind)
+            write_files(folder / place, {"inner/weights": kind})
             if kind != "new":
                 (folder / place).rename(folder / "aside")
                 publish(folder / "aside", folder / place, num_incidents=0, is_planned=True)

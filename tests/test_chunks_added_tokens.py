@@ -152,12 +152,10 @@ class TestWorkloads:
 
     def plan(self, case: prepared.Prepared) -> dict[str, Manifest]:
         planning.work(case.job("feasibility_plan", "k"), case.store, prepared.QUIET)
-        return {stage: self.found(case, stage, "k") for stage in ("cheaper_baselines", "pilot_run")}
-
-    def found(self, case: prepared.Prepared, stage: str, key: str) -> Manifest:
-        manifest = case.store.find(case.use_case.name, stage, key)
-        assert manifest is not None, stage
-        return manifest
+        return {
+            stage: case.store.find(case.use_case.name, stage, "k")
+            for stage in ("cheaper_baselines", "pilot_run")
+        }
 
     def test_the_trained_model_has_their_embeddings_and_their_tokenizer(self, made) -> None:
         case, plain, extended = made
@@ -187,4 +185,5 @@ class TestWorkloads:
             chunks = Tokenization.load_saved(folder, case.use_case.settings.chunks).chunks(test.texts)
             np.testing.assert_allclose(found[name], predict(folder, chunks), atol=1e-5)
         evaluation.work(job, case.store, prepared.QUIET)
-        assert self.found(case, "evaluation_report", "k").metadata["num_test_rows"] == len(test)
+        report = case.store.find(case.use_case.name, "evaluation_report", "k")
+        assert report.metadata["num_test_rows"] == len(test)

@@ -15,10 +15,14 @@ from tests.project import Project, write_files
 ROOT = Path(__file__).parents[1]
 
 
-def fullft(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def fullft(
+    folder: Path, *arguments: str, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     """Run the installed command in a folder, without --defs."""
     command = [str(Path(sys.executable).parent / "fullft"), *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(
+        command, cwd=folder, env=env, capture_output=True, text=True, timeout=120, check=False
+    )
 
 
 def test_in_a_dagster_project_its_own_use_cases_are_found(project):
@@ -52,11 +56,7 @@ def test_what_the_operating_system_refuses_is_one_line(monkeypatch, capsys):
 def test_a_bucket_that_does_not_answer_is_one_line(project: Project):
     nowhere = {"FULLFT_STORE": "s3://nowhere/store", "AWS_ENDPOINT_URL": "http://127.0.0.1:9"}
     keys = {"AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s", "AWS_DEFAULT_REGION": "us-east-1"}
-    command = [sys.executable, "-m", "fullft_assets.cli", "files", "letters"]
-    environment = {**project.env(), **nowhere, **keys}
-    done = subprocess.run(
-        command, cwd=project.root, env=environment, capture_output=True, text=True, timeout=120, check=False
-    )
+    done = fullft(project.root, "files", "letters", env={**project.env(), **nowhere, **keys})
     assert done.returncode == 1
     assert re.fullmatch(r"s3://nowhere/store: [^\n]+\n", done.stderr)
 
@@ -65,10 +65,7 @@ def test_without_dagster_home_the_projects_own_is_used(project: Project):
     environment = {name: value for name, value in project.env().items() if name != "DAGSTER_HOME"}
     (project.root / "dagster.yaml").write_text((project.home / "dagster.yaml").read_text())
     (project.home / "dagster.yaml").unlink()
-    command = [sys.executable, "-m", "fullft_assets.cli", "rollback", "letters", "--reason", "worse"]
-    done = subprocess.run(
-        command, cwd=project.root, env=environment, capture_output=True, text=True, timeout=120, check=False
-    )
+    done = fullft(project.root, "rollback", "letters", "--reason", "worse", env=environment)
     assert done.stderr.startswith("letters: no champion ")
     assert os.readlink(project.home / "dagster.yaml") == str(project.root / "dagster.yaml")
     assert (project.home / "storage").is_dir() or (project.home / "history").is_dir()

@@ -15,6 +15,7 @@ import yaml
 
 from tests import postgres_server
 from tests.machine import ROOT, lacks
+from tests.project import write_files
 from tests.s3_server import S3Server
 
 EMBEDDED = ROOT / "dagster.yaml"
@@ -68,8 +69,7 @@ def call(
     program: str, home: Path, settings: dict[str, Any], env: dict[str, str], *arguments: str
 ) -> subprocess.CompletedProcess[str]:
     """Run a program on a machine of its own: with its own Dagster home, which has these settings."""
-    home.mkdir()
-    (home / "dagster.yaml").write_text(yaml.safe_dump(settings))
+    write_files(home, {"dagster.yaml": yaml.safe_dump(settings)})
     env = {**os.environ, **env, "DAGSTER_HOME": str(home)}
     return subprocess.run(
         [sys.executable, "-c", program, *arguments], env=env, capture_output=True, text=True

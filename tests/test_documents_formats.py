@@ -148,9 +148,23 @@ class TestContainers:
         assert batch.unreadable[f"empty.jsonl{ending}"] == f"not a {codec} archive: empty"
         assert batch.unreadable[f"other.jsonl{ending}"].startswith(f"not a complete {codec} archive (")
 
-    def test_a_json_file_of_one_record_on_many_lines(self, tmp_path: Path) -> None:
-        rows = read(tmp_path, files={"a.json": json.dumps({"text": "a", "kind": "x"}, indent=2)})
-        assert [(r["row"], r["text"], r["label"]) for r in rows] == [(1, "a", "x")]
+    @pytest.mark.parametrize(
+        ("name", "content", "expected"),
+        [
+            ("a.json", json.dumps({"text": "a", "kind": "x"}, indent=2), [(1, "a", "x", None)]),
+            (
+                "a.jsonl",
+                '{"text": "a"}\n' + "[" * 100_000 + '\n{"text": "b"}\n',
+                [(1, "a", None, None), (2, None, None, "not JSON: nested too deeply"), (3, "b", None, None)],
+            ),
+        ],
+        ids=["one record on many lines", "a line nested without end"],
+    )
+    def test_a_json_record_is_a_row_or_a_problem_of_its_own(
+        self, tmp_path: Path, name: str, content: str, expected: list[tuple]
+    ) -> None:
+        rows = read(tmp_path, files={name: content})
+        assert [(row["row"], row["text"], row["label"], row["problem"]) for row in rows] == expected
 
     def test_a_json_array_names_the_record_and_a_broken_one_counts_for_nothing(self, tmp_path: Path) -> None:
         batch = read_batch(
@@ -268,14 +282,6 @@ class TestContainers:
         )
         assert [(row["source"], row["row"], row["text"], row["label"], row["problem"]) for row in rows] == [
             (name, 2, "a, b", "x", None) for name in ("b.csv", "c.tsv")
-        ]
-
-    def test_a_line_nested_without_end_is_a_problem_of_its_own(self, tmp_path: Path) -> None:
-        rows = read(tmp_path, files={"a.jsonl": '{"text": "a"}\n' + "[" * 100_000 + '\n{"text": "b"}\n'})
-        assert [(r["row"], r["text"], r["problem"]) for r in rows] == [
-            (1, "a", None),
-            (2, None, "not JSON: nested too deeply"),
-            (3, "b", None),
         ]
 
     def test_an_explicit_format_is_taken_whatever_the_ending(self, tmp_path: Path) -> None:

@@ -27,8 +27,7 @@ def bucket(s3_env: S3Server, request: pytest.FixtureRequest) -> Path:
 
 def put(folder: Path, name: str, text: str = '{"text": "a"}\n', at: float = 1_700_000_000) -> Path:
     path = folder / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
+    projects.write_files(folder, {name: text})
     os.utime(path, (at, at))
     return path
 

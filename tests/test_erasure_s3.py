@@ -13,6 +13,7 @@ from fullft_assets import erasure, snapshot
 from fullft_assets.erasure import checkpoints
 from fullft_assets.erasure.rewriting import TRAININGS
 from fullft_assets.store import Store, checkpoints_ref
+from tests.project import write_files
 from tests.s3_server import S3Server
 from tests.test_erasure_batches import CASE, Batches, rows, traces
 
@@ -77,8 +78,7 @@ def test_unfinished_trainings_lose_their_checkpoints_in_the_bucket(
         for key in ("over", "alive")
     }
     for folder in kept.values():
-        (folder / "00000002-ab").mkdir(parents=True)
-        (folder / "00000002-ab" / "model.safetensors").write_text("what it has learned of him")
+        write_files(folder, {"00000002-ab/model.safetensors": "what it has learned of him"})
     with store.alone(checkpoints_ref(CASE, "finetuned_checkpoint", "alive")):
         report = erasure.erase(store, CASE, ["d2"])
     assert (report.deleted[TRAININGS], report.num_in_flight) == (1, 1) and [

@@ -367,17 +367,13 @@ class TestWeights:
         compare = Comparison(EvaluationSettings(), "macro_f1", seed=1, task="classification")
         return evaluation.assess(labels, probabilities, groups, [f"l{n}" for n in range(num_labels)], compare)
 
-    def test_a_group_of_nine_rows_counts_as_one_row_does(self):
-        labels = np.array([0, 1] * 20 + [1] * 9)
-        predicted = np.where(np.arange(49) < 40, labels, 0)
-        found = self.run(labels, predicted, [*(str(n) for n in range(40)), *["large"] * 9], 2)
-        assert found.scores["accuracy"][FINETUNED].estimate == pytest.approx(40 / 41)
-        assert found.effective_groups == pytest.approx(41)
-
-    def test_only_rows_up_to_the_tenth_are_shared_out(self):
-        labels, groups = np.array([0, 1] * 20 + [1] * 20), [*(str(n) for n in range(40)), *["large"] * 20]
-        found = self.run(labels, np.where(np.arange(60) < 40, labels, 0), groups, 2)
-        assert found.scores["accuracy"][FINETUNED].estimate == pytest.approx(40 / 42)
+    @pytest.mark.parametrize(("rows", "weight"), [(9, 1), (20, 2)])
+    def test_a_group_of_up_to_ten_rows_counts_as_one_row_does(self, rows: int, weight: int):
+        labels = np.array([0, 1] * 20 + [1] * rows)
+        predicted = np.where(np.arange(40 + rows) < 40, labels, 0)
+        found = self.run(labels, predicted, [*(str(n) for n in range(40)), *["large"] * rows], 2)
+        assert found.scores["accuracy"][FINETUNED].estimate == pytest.approx(40 / (40 + weight))
+        assert found.effective_groups == pytest.approx((40 + weight) ** 2 / (40 + weight**2))
 
     def test_a_label_of_few_groups_is_named_and_not_averaged(self):
         labels = np.array([0, 1] * 20 + [2] * 4 + [3] * 5)

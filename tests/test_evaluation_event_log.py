@@ -27,7 +27,7 @@ def planted_rows(count: int) -> list[dict[str, Any]]:
     return [
         {
             "id": f"{WORD}-{n}",
-            "text": f"{row['text']} {WORD}",
+            "text": f"{WORD} {row['text']} {WORD}",
             "kind": SENTENCE.format(row["kind"], WORD),
             "patient": f"{WORD} {row['expression']}",
             "ward": f"{WORD} {n % 3}",
@@ -60,7 +60,8 @@ def test_no_word_of_a_label_leaves_the_store_when_a_model_is_judged_and_promoted
     assert WORD in (folder / "report.md").read_text() and WORD not in (folder / "summary.md").read_text()
     slices = json.loads((folder / "evaluation.json").read_text())["slices"]["found"]
     assert {each["kind"] for each in slices} >= {"label", "domain", "length"}
-    assert WORD not in project.logged() and WORD not in done.stdout + done.stderr
+    logged = project.logged()
+    assert "labeled_examples" in logged and WORD not in logged + done.stdout + done.stderr
     with dg.DagsterInstance.from_config(str(project.home)) as instance:
         (judged,), (released,) = events(instance, "evaluation_report"), events(instance, "champion_model")
     assert "report" not in judged.metadata and "model_card" not in released.metadata

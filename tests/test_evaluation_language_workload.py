@@ -216,7 +216,6 @@ def test_what_each_system_answers_is_stored_and_scored(
     assert "Answers against the held-out ones" in page and "ROUGE-L" in page
     monkeypatch.setattr(scoring, "MAX_ANSWER_TOKENS", 30)
     stored = lab.read(lab.evaluate(learned, learned, key="few", evaluation={"generated_answers": 5})).answers
-    assert stored is not None
     assert stored.num_answers == 5
     assert stored.num_groups == 5
     assert stored.gains["chrf"]["champion"].estimate == 0

@@ -52,7 +52,6 @@ def gate_of(found: assessment.ClassificationEvaluation, **changed: Any) -> GateR
 
 def test_a_slice_is_scored_on_its_rows_and_a_label_by_its_f1_over_all() -> None:
     found = evaluated()
-    assert found.slices is not None
     assert {(each.kind, each.name) for each in found.slices.found} == {
         *(("source", f"file-{part}") for part in "abcd"),
         *(("label", name) for name in LABELS),

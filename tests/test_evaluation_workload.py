@@ -30,6 +30,7 @@ from fullft_assets.tasks.classification.scoring import map_labels
 from tests import manifests
 from tests.checkpoint_metadata import checkpoint_metadata
 from tests.prepared import ingest
+from tests.project import write_rows
 
 WORDS = {
     "invoice": ["amount", "due", "payment", "bank", "total", "tax"],
@@ -167,9 +168,8 @@ class Lab:
         def fill(folder: Path) -> None:
             model.save_pretrained(folder / "model")
             shutil.copy(self.base_model / "tokenizer.json", folder / "model" / "tokenizer.json")
-            (folder / "logs").mkdir()
             log = [{"step": 1, "loss": 1.1}, {"step": 2, "loss": 0.9}, {"step": 2, "validation_loss": 1.0}]
-            (folder / "logs" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
+            write_rows(folder / "logs" / "metrics.jsonl", log)
 
         return self.artifact(
             "finetuned_checkpoint",

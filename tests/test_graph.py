@@ -52,9 +52,7 @@ class Graph:
         return open_store(self.project.use_case(), self.instance)
 
     def latest(self, asset: str) -> Manifest:
-        found = latest(self.store, CASE, asset)
-        assert found is not None, asset
-        return found
+        return latest(self.store, CASE, asset)
 
     def materialize(self, *assets: str, batch: str | None = None) -> dg.ExecuteInProcessResult:
         """Materialise these assets alone, as a click on them in the UI does."""
@@ -183,16 +181,6 @@ def test_the_model_is_read_by_the_lines_of_its_card(finished):
     )
     folder = f"{trained.metadata['path'].value}/model"
     assert printed_by("-c", code, cwd=Path(folder)).splitlines()[-1] == "(1, 4)"
-
-
-def test_no_document_is_in_the_event_log_or_the_run_log(finished):
-    logged = finished.logged()
-    assert "labeled_examples" in logged
-    # A run of text long enough to be a document's own, and of characters that no encoding of the log changes.
-    runs = [re.search(r"[A-Za-z ,.]{50}", row["text"]) for row in projects.licence_rows(400)]
-    excerpts = {found[0] for found in runs if found}
-    assert len(excerpts) > 80
-    assert [excerpt for excerpt in excerpts if excerpt in logged] == []
 
 
 def test_a_weak_model_is_not_promoted_and_the_run_succeeds(first):

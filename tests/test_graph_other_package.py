@@ -5,12 +5,11 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from fullft_assets import monitoring, resources
-from fullft_assets.store import Manifest, Store
+from fullft_assets.store import Store
 from tests import project as projects
 from tests.other_package import DRIFT_TEST, GATE, OPTIMIZER, install, install_shown
 from tests.prepared import write_tiny_model
@@ -68,11 +67,11 @@ def test_all_that_they_add_goes_through_the_graph(tmp_path: Path) -> None:
     store = Store(str(project.home / "store"))
     (raw,) = resources.latest_by_partition(store, project.name, "raw_documents").values()
     assert raw.metadata["num_rows"] == 400
-    report = latest(store, project.name, "evaluation_report")
+    report = resources.latest(store, project.name, "evaluation_report")
     assert json.loads((store.folder(report) / "evaluation.json").read_text())["task"] == "urgency"
     assert {"macro_f1", "worst_recall"} <= set(report.metadata["scores"]["first_letter"])
     assert 0 <= report.metadata["worst_recall"] <= 1
-    assert latest(store, project.name, "cheaper_baselines").metadata["scores"].keys() == {
+    assert resources.latest(store, project.name, "cheaper_baselines").metadata["scores"].keys() == {
         "majority",
         "tfidf",
         "first_letter",
@@ -80,14 +79,8 @@ def test_all_that_they_add_goes_through_the_graph(tmp_path: Path) -> None:
     page = (store.folder(report) / "report.html").read_text(encoding="utf-8")
     assert "worst recall" in page and "first letter of the text" in page
 
-    checkpoint = latest(store, project.name, "finetuned_checkpoint")
+    checkpoint = resources.latest(store, project.name, "finetuned_checkpoint")
     assert checkpoint.settings["training"]["optimizer"] == "momentum"
     assert "labels_are_few" in {check.name for check in report.checks}
     (window,) = resources.latest_by_partition(store, project.name, "drift_report").values()
     assert monitoring.Sums.load(store.folder(window) / monitoring.SUMS).means["longer"].shape == (1,)
-
-
-def latest(store: Store, case: str, asset: str) -> Manifest:
-    found: Any = resources.latest(store, case, asset)
-    assert found is not None, asset
-    return found

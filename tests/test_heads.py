@@ -29,6 +29,7 @@ from fullft_assets.training.finetuning import fine_tune
 from tests import test_multi_label, test_spans
 from tests.machine import printed_by
 from tests.prepared import QUIET, Prepared, prepare
+from tests.project import write_files
 
 pytestmark = [pytest.mark.numeric, pytest.mark.usefixtures("fp32")]
 
@@ -145,11 +146,9 @@ def test_sentence_transformers_reads_what_is_saved(case: Prepared, tmp_path: Pat
 def test_a_folder_that_pools_by_its_class_token_is_read_so(case: Prepared, tmp_path: Path) -> None:
     torch.manual_seed(0)
     ENCODERS["roberta"]().save_pretrained(tmp_path)
-    (tmp_path / "modules.json").write_text(
-        json.dumps([{"type": "sentence_transformers.models.Pooling", "path": "1_Pooling"}])
-    )
-    (tmp_path / "1_Pooling").mkdir()
-    (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_cls_token": True}))
+    modules = [{"type": "sentence_transformers.models.Pooling", "path": "1_Pooling"}]
+    pooling = {"pooling_mode_cls_token": True}
+    write_files(tmp_path, {"modules.json": json.dumps(modules), "1_Pooling/config.json": json.dumps(pooling)})
     model = inference.load_for_training(tmp_path, ["a", "b"], load=inference.load_new_classifier)
     windows = [[[5, 6, 7]]]
     state = model.base_model.eval()(torch.tensor(windows[0])).last_hidden_state[:, 0]

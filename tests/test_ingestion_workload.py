@@ -38,9 +38,7 @@ class InThisProcess:
         assert name == "ingestion"
         self.jobs.append(job)
         workload.work(job, store, Progress(silent=True))
-        found = store.find(job.case, job.stage, job.key)
-        assert found is not None
-        return found
+        return store.find(job.case, job.stage, job.key)
 
 
 def ingest(project: projects.Project, driver: InThisProcess | None = None) -> tuple[Store, bool]:

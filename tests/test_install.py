@@ -84,8 +84,7 @@ importlib.machinery.PathFinder.find_spec = find_spec
 def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> projects.Project:
     """A project in an environment without the extras."""
     hidden = tmp_path / "hidden"
-    hidden.mkdir()
-    (hidden / "sitecustomize.py").write_text(WITHOUT.format(names=set(extras.EXTRAS)))
+    projects.write_files(hidden, {"sitecustomize.py": WITHOUT.format(names=set(extras.EXTRAS))})
     monkeypatch.setenv("PYTHONPATH", str(hidden))
     return projects.create(tmp_path / "project", rows=40)
 

@@ -25,7 +25,7 @@ from fullft_assets.resources import driver, latest, open_store
 from tests import kubernetes_double as pods, project as projects, test_launch_ecs, test_launch_sagemaker
 from tests.ecs_double import Ecs
 from tests.launch_scenes import serving
-from tests.machine import ARITHMETIC
+from tests.machine import ARITHMETIC, set_environment
 from tests.prepared import write_tiny_model
 from tests.s3_server import S3Server
 from tests.sagemaker_double import SageMaker
@@ -152,8 +152,7 @@ def made(kind: str, root: Path, s3: S3Server) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def local(tmp_path_factory: pytest.TempPathFactory, s3_server: S3Server) -> dict[str, Any]:
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in s3_server.env.items():
-            patch.setenv(name, value)
+        set_environment(patch, s3_server.env)
         return made("local", tmp_path_factory.mktemp("local"), s3_server)
 
 

@@ -34,6 +34,7 @@ from tests.launch_scenes import (
 )
 from tests.machine import free_port
 from tests.prepared import Prepared, prepare
+from tests.project import write_files
 from tests.sagemaker_double import SageMaker
 
 SETTINGS = {
@@ -269,10 +270,6 @@ class TestNetworkIsolation:
         with pytest.raises(StoreError, match="was changed after"):
             sage.poll("j")
 
-    def test_several_instances_are_refused(self):
-        with pytest.raises(ValueError, match="needs nodes: 1"):
-            launcher(network_isolation=True, nodes=2, processes=2)
-
     def test_a_file_that_leads_out_of_the_use_case_is_not_taken(self, url, service):
         store = Store(url)
         for name in ("other_case/a/manifest.json", "pointers/champion.json"):
@@ -324,10 +321,10 @@ def test_why_it_failed_fits_into_what_sagemaker_keeps_with_its_class(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     asked = {"version": importlib.metadata.version("fullft-assets"), "gpus": "0"}
-    (tmp_path / "input/config").mkdir(parents=True)
-    (tmp_path / "input/config/hyperparameters.json").write_text(json.dumps(asked))
-    (tmp_path / "input/config/resourceconfig.json").write_text(
-        json.dumps({"hosts": ["algo-1"], "current_host": "algo-1"})
+    hosts = {"hosts": ["algo-1"], "current_host": "algo-1"}
+    write_files(
+        tmp_path / "input/config",
+        {"hyperparameters.json": json.dumps(asked), "resourceconfig.json": json.dumps(hosts)},
     )
     monkeypatch.setenv("FULLFT_OPT_ML", str(tmp_path))
     ended = Status("failed", "Größe " * 300, "data", is_own_line=True)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.project import write_files
+
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
@@ -38,11 +40,9 @@ class Library:
 
     def __init__(self, root: Path):
         self.root = root
-        (root / "src" / "fresh" / "defs").mkdir(parents=True)
-        for package in ("fresh", "fresh/defs"):
-            (root / "src" / package / "__init__.py").touch()
-        (root / "src" / "fresh" / "definitions.py").write_text(DEFINITIONS)
-        (root / "pyproject.toml").write_text(PROJECT)
+        packages = {f"src/{package}/__init__.py": "" for package in ("fresh", "fresh/defs")}
+        own = {"src/fresh/definitions.py": DEFINITIONS, "pyproject.toml": PROJECT}
+        write_files(root, packages | own)
 
     def run(self, *command: str) -> subprocess.CompletedProcess[str]:
         environment = {name: value for name, value in os.environ.items() if name != "DAGSTER_HOME"}

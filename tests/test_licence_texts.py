@@ -64,8 +64,7 @@ def test_demo_at_a_tiny_size(tmp_path: Path) -> None:
     attributes["training"] |= {"batch_size": 4}
     # A seventh of so few texts are fewer groups than a decision needs by default.
     attributes["release"] = {**attributes.get("release", {}), "min_effective_groups": 2}
-    project.yaml_path.parent.mkdir(parents=True, exist_ok=True)
-    project.yaml_path.write_text(yaml.safe_dump(source))
+    projects.write_files(project.yaml_path.parent, {"defs.yaml": yaml.safe_dump(source)})
     printed = project.succeed("run", "texts", timeout=900)
     store = Store(str(project.home / "store"))
     report = latest(store, "texts", "evaluation_report")

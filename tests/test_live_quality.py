@@ -25,6 +25,7 @@ from fullft_assets.store import Manifest, Store
 from tests import manifests, project as projects
 from tests.asset_runs import run_assets
 from tests.checkpoint_metadata import checkpoint_metadata
+from tests.machine import set_environment
 from tests.test_data_report import metadata as snapshot_metadata
 
 ERROR = 0.025
@@ -198,7 +199,6 @@ class Live:
     def count(self) -> LiveMetadata:
         """Return what the asset would measure."""
         champion = release.read_champion(self.store, CASE)
-        assert champion is not None
         return LiveMetadata.of(
             _measure_live_quality(CaseGraph(self.project.use_case()), self.store, champion)
         )
@@ -399,8 +399,7 @@ def snapshot_of(store: Store, learned: Manifest) -> Manifest:
 def test_without_a_champion_its_run_succeeds_and_its_check_is_green(
     project: projects.Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, value in project.env().items():
-        monkeypatch.setenv(name, value)
+    set_environment(monkeypatch, project.env())
     project.configure(monitoring={"path": "data/letters/production"})
     with dg.DagsterInstance.from_config(str(project.home)) as instance:
         result = run_assets(project.use_case(), instance, "live_quality")

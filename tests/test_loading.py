@@ -42,9 +42,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> projects.Project
 
 
 def write(project: projects.Project, name: str, text: str) -> None:
-    path = project.root / "my_project" / "defs" / name / "defs.yaml"
-    path.parent.mkdir(parents=True)
-    path.write_text(text)
+    projects.write_files(project.root / "my_project" / "defs" / name, {"defs.yaml": text})
 
 
 def with_key(text: str, line: str) -> str:

@@ -98,19 +98,23 @@ def test_a_shift_alarms_and_is_confirmed_by_the_next_window(scale: Scale) -> Non
     assert verdicts[14].comparisons[0].effect > 0.5
 
 
-def test_one_bad_window_alarms_while_it_is_pooled_and_confirms_nothing(scale: Scale) -> None:
-    rng = np.random.default_rng(8)
-    verdicts = send(
-        [*windows(scale, rng, 14), *windows(scale, rng, 1, moved=6.0, share=0.5), *windows(scale, rng, 5)]
-    )
-    assert [verdict.status for verdict in verdicts[14:]] == ["alarm"] * 3 + ["ok"] * 3
-
-
-def test_a_small_shift_shows_over_three_windows_and_is_confirmed_by_the_three_before(scale: Scale) -> None:
-    rng = np.random.default_rng(5)
-    verdicts = send([*windows(scale, rng, 14), *windows(scale, rng, 6, moved=1.9, share=0.2)])
-    assert [verdict.status for verdict in verdicts[14:]] == ["ok"] * 2 + ["alarm"] * 3 + ["confirmed"]
-    assert all(verdict.alarms == ["embeddings_3_windows"] for verdict in verdicts[16:])
+@pytest.mark.parametrize(
+    ("seed", "num_shifted", "shift", "statuses"),
+    [
+        # One bad window alarms while it is pooled, and confirms nothing.
+        (8, 1, {"moved": 6.0, "share": 0.5}, ["alarm"] * 3 + ["ok"] * 3),
+        # A small shift shows over three windows, and is confirmed by the three before.
+        (5, 6, {"moved": 1.9, "share": 0.2}, ["ok"] * 2 + ["alarm"] * 3 + ["confirmed"]),
+    ],
+)
+def test_three_windows_are_pooled(
+    scale: Scale, seed: int, num_shifted: int, shift: dict[str, float], statuses: list[str]
+) -> None:
+    rng = np.random.default_rng(seed)
+    shifted = [*windows(scale, rng, 14), *windows(scale, rng, num_shifted, **shift)]
+    verdicts = send([*shifted, *windows(scale, rng, 6 - num_shifted)])
+    assert [verdict.status for verdict in verdicts[14:]] == statuses
+    assert all(verdict.alarms == ["embeddings_3_windows"] for verdict in verdicts[16:] if verdict.alarms)
 
 
 @pytest.mark.parametrize("lasting", [0.0, 0.7])

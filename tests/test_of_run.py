@@ -47,7 +47,6 @@ def chain() -> dg.JobDefinition:
 
     @dg.resource
     def store(init: dg.InitResourceContext) -> Store:
-        assert init.instance is not None
         return Store(str(Path(init.instance.root_directory) / "store"))
 
     return dg.Definitions(
@@ -75,9 +74,7 @@ class Chain:
         return made_by_run(self.instance, run_id, key)
 
     def read(self, run_id: str) -> dict[str, str]:
-        ref = self.made(run_id, THIRD)
-        assert ref is not None
-        return self.store.load(ref).inputs
+        return self.store.load(self.made(run_id, THIRD)).inputs
 
 
 @pytest.fixture

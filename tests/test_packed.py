@@ -34,7 +34,7 @@ from fullft_assets.tasks.language.recipe import NextTokenRecipe
 from fullft_assets.training import feed, loop as training_loop
 from fullft_assets.training.feed import Feed, Pieces, planned_rows, sums_between
 from fullft_assets.training.finetuning import Fit, fine_tune
-from tests.optimizer_steps import Stopping, gradients, keeping
+from tests.optimizer_steps import Stopping, gradients, hook_passes, keeping
 from tests.test_isolation import SMALL, build
 
 pytestmark = pytest.mark.numeric
@@ -447,21 +447,15 @@ def test_smaller_passes_after_a_lack_of_memory_read_the_same(
     small = fit(
         config, data, chosen.model_copy(update={"micro_batch_size": 1}), tmp_path / "small", resumable=True
     )
-    load, passes = Built.load, []
+    passes = []
 
-    def load_limited(self: Built, settings: TrainingSettings) -> PreTrainedModel:
-        model = load(self, settings)
+    def limit(module: torch.nn.Module, args: object, kwargs: dict, output: object) -> None:
+        if module.training and torch.is_grad_enabled():
+            passes.append(kwargs["input_ids"].numel())
+            if len(passes) > 2 and passes[-1] > CAPACITY:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
-        def hook(module: torch.nn.Module, args: object, kwargs: dict) -> None:
-            if module.training and torch.is_grad_enabled():
-                passes.append(kwargs["input_ids"].numel())
-                if len(passes) > 2 and passes[-1] > CAPACITY:
-                    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-
-        model.register_forward_pre_hook(hook, with_kwargs=True)
-        return model
-
-    monkeypatch.setattr(Built, "load", load_limited)
+    hook_passes(monkeypatch, Built, "load", limit)
     limited = fit(config, data, chosen, tmp_path / "limited", resumable=True)
     assert [
         (incident.kind, incident.to_step, incident.micro_batch_size) for incident in limited.incidents
@@ -483,21 +477,15 @@ def test_roll_back_reads_on_from_its_checkpoint(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Step 5, of two passes, is spoiled once; that of step 4 is then not known to be good."""
-    load, passes, spoiled = Built.load, [], [0]
+    passes, spoiled = [], [0]
 
-    def load_watched(self: Built, settings: TrainingSettings) -> PreTrainedModel:
-        model = load(self, settings)
+    def spoil(module: torch.nn.Module, args: object, kwargs: dict, output: object) -> None:
+        if module.training and torch.is_grad_enabled():
+            passes.append(kwargs["input_ids"].tolist())
+            if len(passes) == spoiled[0]:
+                output.logits = output.logits * torch.nan
 
-        def hook(module: torch.nn.Module, args: object, kwargs: dict, output: object) -> None:
-            if module.training and torch.is_grad_enabled():
-                passes.append(kwargs["input_ids"].tolist())
-                if len(passes) == spoiled[0]:
-                    output.logits = output.logits * torch.nan
-
-        model.register_forward_hook(hook, with_kwargs=True)
-        return model
-
-    monkeypatch.setattr(Built, "load", load_watched)
+    hook_passes(monkeypatch, Built, "load", spoil)
     chosen = SETTINGS.model_copy(update={"checkpoint_every_steps": 2})
     config, data = LLAMA if name == "packed" else LFM2, training(40, marked=True)
     fit(config, data, chosen, tmp_path / "straight", resumable=True)

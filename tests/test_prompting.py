@@ -113,7 +113,6 @@ def test_a_prompt_beyond_the_models_positions_is_refused(
     prepared: Prepared, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     context = prepared.baseline_context
-    assert context.settings is not None
     monkeypatch.setattr(prompting, "max_tokens", lambda context: 2_000)
     monkeypatch.setattr(prompting, "NUM_EXAMPLES", 40)
     with pytest.raises(

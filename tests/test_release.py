@@ -577,7 +577,6 @@ def test_a_champion_that_was_rolled_back_does_not_return_by_itself(lab, first, s
 
 def decision_on(lab: Lab, checkpoint: Manifest) -> tuple[str, str]:
     record = lab.store.read_pointer(f"demo/decisions/{checkpoint.key}")
-    assert record is not None
     outcome = release.ReleaseOutcome(record["outcome"], record["sentence"], None)
     assert release.recorded_outcome(lab.store, "demo", checkpoint.ref) == outcome
     return record["outcome"], record["sentence"]
@@ -672,7 +671,6 @@ class TestByHand:
         release.rollback(store, "demo", reason="worse on Mondays", by="run-2")
         release.promote(store, "demo", champion("c"), reason="needed")
         state = release.read_state(store, "demo")
-        assert state is not None
         assert state.frozen is not None
         assert state.current == champion("c")
         assert [(each.action, each.reason, each.by) for each in state.interventions] == [

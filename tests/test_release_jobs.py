@@ -72,9 +72,7 @@ class Released:
 
     @property
     def champion(self) -> str:
-        found = release.read_champion(self.store, "demo")
-        assert found is not None
-        return found.checkpoint
+        return release.read_champion(self.store, "demo").checkpoint
 
     def newest(self, kind: str) -> dict[str, Any]:
         """Return the metadata, as text, of the asset's newest materialisation or observation in the event
@@ -122,9 +120,7 @@ def test_rolled_back_by_a_run_with_its_reason(released: Released) -> None:
     assert released.champion == released.second.ref
     result = released.run("rollback", reason="worse on Mondays")
     assert result.success and released.champion == released.first.ref
-    state = release.read_state(released.store, "demo")
-    assert state is not None
-    [done] = state.interventions
+    [done] = release.read_state(released.store, "demo").interventions
     assert (done.action, done.reason, done.by) == ("rollback", "worse on Mondays", result.run_id)
     assert f" ({result.run_id}): worse on Mondays" in released.newest("observation")["outcome"]
     # The UI and the store show the card of the model that is in use.

@@ -18,6 +18,7 @@ from fullft_assets.release import push
 from fullft_assets.settings import ReleaseSettings
 from fullft_assets.settings.production import ModelPackageSettings
 from fullft_assets.store import Files, Manifest
+from tests.project import write_files
 from tests.s3_server import S3Server
 from tests.test_release import Lab, evaluated, lab as lab, store as store, use_case as use_case, with_settings
 
@@ -33,9 +34,8 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Path]:
 
 def promoted(lab: Lab, name: str) -> Manifest:
     with lab.store.create("demo", "finetuned_checkpoint", name, version="1", seed=17) as draft:
-        (draft.path / "model" / "onnx").mkdir(parents=True)
-        (draft.path / "model" / "config.json").write_text(json.dumps({"name": name}))
-        (draft.path / "model" / "onnx" / "weights.bin").write_bytes(name.encode())
+        files = {"config.json": json.dumps({"name": name}), "onnx/weights.bin": name}
+        write_files(draft.path / "model", files)
         made = lab.checkpoint(f"about-{name}").metadata
         checkpoint = draft.commit(settings={"training": {"epochs": 3}}, inputs={}, metadata=made)
     lab.publish(lab.report(checkpoint, evaluated(), f"report-{name}"), checkpoint)
@@ -167,10 +167,10 @@ def test_each_champion_is_one_package_to_be_approved(lab: Lab, registry: Any) ->
 
 def test_a_pooled_classifier_takes_along_how_it_is_served(lab: Lab, tmp_path: Path) -> None:
     checkpoint = promoted(lab, "a")
-    model = tmp_path / "model"
-    model.mkdir()
-    (model / "modules.json").write_text("[]")
-    push._upload(Files(str(tmp_path / "out")), "a", model, lab.report(checkpoint, evaluated(), "r"))
+    write_files(tmp_path / "model", {"modules.json": "[]"})
+    push._upload(
+        Files(str(tmp_path / "out")), "a", tmp_path / "model", lab.report(checkpoint, evaluated(), "r")
+    )
     with tarfile.open(tmp_path / "out" / "a" / "model.tar.gz") as archive:
         assert archive.getnames() == ["modules.json", "code/inference.py"]
 

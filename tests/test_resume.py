@@ -92,9 +92,7 @@ class Run:
         return max((json.loads(line)["step"] for line in lines if line.endswith("}")), default=0)
 
     def manifest(self) -> Manifest:
-        found = self.prepared.store.find(self.prepared.use_case.name, STAGE, self.key)
-        assert found is not None
-        return found
+        return self.prepared.store.find(self.prepared.use_case.name, STAGE, self.key)
 
     def weights(self) -> dict[str, torch.Tensor]:
         return load_file(self.model() / "model.safetensors")
@@ -163,7 +161,6 @@ def test_killed_at_seeded_moments_it_resumes_to_the_same_weights(prepared: Prepa
     for moment in sorted(random.Random(4).sample(range(EVERY + 2, last - 6), 2)):
         assert run.kill_when(lambda moment=moment: run.step() >= moment)
         checkpoint = latest_checkpoint(run.folder)
-        assert checkpoint is not None
         resumed_at.append(int(checkpoint.name.split("-")[1]))
     assert f"resuming at step {resumed_at[-1]} of {last}" in run.finish()
     assert EVERY <= resumed_at[0] <= resumed_at[-1] < last

@@ -27,7 +27,8 @@ from fullft_assets.cli.follower import Terminal
 from fullft_assets.cli.run import Driver, interrupted_by_signals, open_code_location
 from fullft_assets.launch.supervisor import is_alive
 from fullft_assets.resources import run_workers
-from tests.machine import processes_with, wait_for
+from tests.machine import processes_with, set_environment, wait_for
+from tests.project import write_files
 
 TESTS = Path(__file__).parent
 SECONDS = 90.0
@@ -44,15 +45,14 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     outlives a test.
     """
     home = tmp_path / "home"
-    home.mkdir()
-    (home / "dagster.yaml").write_text((TESTS.parent / "dagster.yaml").read_text())
-    for name, value in {
+    write_files(home, {"dagster.yaml": (TESTS.parent / "dagster.yaml").read_bytes()})
+    variables = {
         "DAGSTER_HOME": str(home),
         "PYTHONPATH": os.pathsep.join(map(str, [TESTS.parent, TESTS])),
         "PROBE_FOLDER": str(tmp_path),
         "PROBE_STAGE": "works",
-    }.items():
-        monkeypatch.setenv(name, value)
+    }
+    set_environment(monkeypatch, variables)
     yield tmp_path
     for process in processes_with("PROBE_FOLDER", tmp_path):
         with suppress(psutil.NoSuchProcess):

@@ -10,6 +10,7 @@ from fullft_assets.checking.check import check_use_case
 from fullft_assets.checking.validation import load_use_case
 from fullft_assets.errors import SettingsError
 from fullft_assets.scaffold import UseCaseScaffolder
+from tests.project import write_files
 
 
 def scaffold(project: Path, name: str, **changes: object) -> Path:
@@ -41,8 +42,7 @@ def test_a_folder_that_cannot_name_a_use_case_is_given_a_name(tmp_path):
 
 
 def test_documents_that_are_there_already_are_left_alone(tmp_path):
-    (tmp_path / "data/my_case").mkdir(parents=True)
-    (tmp_path / "data/my_case/mine.csv").write_text("text,label\na,b\n")
+    write_files(tmp_path / "data/my_case", {"mine.csv": "text,label\na,b\n"})
     load_use_case(scaffold(tmp_path, "my_case"))
     assert [path.name for path in (tmp_path / "data/my_case").iterdir()] == ["mine.csv"]
 

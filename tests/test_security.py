@@ -362,18 +362,6 @@ def test_a_signature_counts_for_one_entry(platform: Platform, keys: dict[str, Pa
     assert [finding.id for finding in findings] == ["signature_wrong", "signature_wrong"]
 
 
-def test_two_approvals_need_two_approvers() -> None:
-    with pytest.raises(ValueError, match="two `approvers`"):
-        UseCaseSettings.model_validate(
-            {
-                "base_model": "m",
-                "documents": {"path": "d"},
-                "examples": {"label": "l"},
-                "release": {"approvals": 2},
-            }
-        )
-
-
 @pytest.mark.heavy
 def test_the_asset_and_the_command_say_the_same(project: projects.Project) -> None:
     import dagster as dg

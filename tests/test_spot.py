@@ -43,7 +43,7 @@ def test_a_service_that_falls_silent_is_asked_on(metadata, capsys):
     with spot.stop_on_notice(AWS, progress):
         give = metadata.RequestHandlerClass.do_GET
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(metadata.RequestHandlerClass, "do_GET", lambda handler: handler._answer(503))
+            patch.setattr(metadata.RequestHandlerClass, "do_GET", lambda handler: handler.reply(503))
             wait_for(
                 lambda: "warning: spot notices cannot be read (HTTP Error 503" in capsys.readouterr().out,
                 "the warning",

@@ -44,7 +44,7 @@ from fullft_assets.store import (
 from fullft_assets.store.buckets import FileVersion
 from fullft_assets.store.metadata import Metadata
 from tests import manifests, project as projects
-from tests.machine import limited_files
+from tests.machine import limited_files, set_environment
 from tests.s3_server import S3Server
 from tests.serving import serving
 
@@ -296,9 +296,7 @@ def count_in_two_processes(url: str, times: int) -> int:
     for process in [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]:
         _, errors = process.communicate(timeout=120)
         assert process.returncode == 0, errors
-    found = Store(url).read_pointer("demo/champion")
-    assert found is not None
-    return found["n"]
+    return Store(url).read_pointer("demo/champion")["n"]
 
 
 @pytest.fixture
@@ -311,13 +309,13 @@ def bucket(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
         "127.0.0.1", 0, DomainDispatcherApplication(create_backend_app), threaded=False
     )
     with serving(one_at_a_time) as server:
-        env = {
+        variables = {
             "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.server_port}",
             "AWS_ACCESS_KEY_ID": "a",
             "AWS_SECRET_ACCESS_KEY": "b",
+            "AWS_DEFAULT_REGION": "us-east-1",
         }
-        for name, value in {**env, "AWS_DEFAULT_REGION": "us-east-1"}.items():
-            monkeypatch.setenv(name, value)
+        set_environment(monkeypatch, variables)
         name = f"b{abs(hash(tmp_path))}"
         boto3.client("s3").create_bucket(Bucket=name)
         yield f"s3://{name}/some/prefix"

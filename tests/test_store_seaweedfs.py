@@ -15,6 +15,7 @@ from fullft_assets import documents
 from fullft_assets.documents import sources
 from fullft_assets.store import Store
 from tests import project as projects, seaweedfs
+from tests.machine import set_environment
 from tests.prepared import take
 from tests.s3_server import S3Server
 from tests.test_store import count_in_two_processes
@@ -40,8 +41,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 @pytest.fixture
 def bucket(server: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
     """A new bucket of the server, at which this process's environment points."""
-    for name, value in {**server.env, "FULLFT_CACHE": str(tmp_path / "cache")}.items():
-        monkeypatch.setenv(name, value)
+    set_environment(monkeypatch, {**server.env, "FULLFT_CACHE": str(tmp_path / "cache")})
     name = f"b{abs(hash(tmp_path))}"
     client().create_bucket(Bucket=name)
     return name

@@ -25,6 +25,7 @@ from fullft_assets.training.checkpoints import (
     publish,
 )
 from tests.machine import printed_by
+from tests.project import write_files
 from tests.s3_server import S3Server
 
 SCENES = ("killed", "own_disks", "parts")
@@ -81,9 +82,7 @@ def test_hosts_upload_their_parts_and_other_hosts_go_on_with_equal_bits(played: 
 
 def test_a_seal_that_names_a_file_elsewhere_writes_none(s3_env: S3Server, tmp_path: Path) -> None:
     folder = s3_env.make_bucket("elsewhere") / checkpoints_ref("mail", "s", "k") / "00000002-ab"
-    folder.mkdir(parents=True)
-    (folder.parent / "planted").write_text("x")
-    (folder / SEAL).write_text(json.dumps({"../planted": 1}))
+    write_files(folder.parent, {"planted": "x", f"{folder.name}/{SEAL}": json.dumps({"../planted": 1})})
     stored = stored_checkpoints.StoredCheckpoints(
         Store("s3://elsewhere"), "mail", "s", "k", Progress(silent=True)
     )
@@ -118,8 +117,7 @@ class Machine:
 
     def _aside(self, step: int, weights: str) -> Path:
         aside = self.folder / "unfinished" / f"checkpoint-{step}"
-        aside.mkdir(parents=True)
-        (aside / "weights").write_text(weights)
+        write_files(aside, {"weights": weights})
         return aside
 
     def train(self, *steps: tuple[int, float], resumed_from: int = 0) -> None:

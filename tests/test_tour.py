@@ -85,7 +85,6 @@ def test_tour_takes_every_step_and_leaves_nothing_running(tmp_path: Path) -> Non
 def test_stopped_tour_leaves_no_process(tmp_path: Path, number: signal.Signals) -> None:
     folder = tmp_path / "tour"
     tour = start(folder)
-    assert tour.stdout is not None
     # By then the services run, and `fullft run` has launched the first run.
     while "raw_documents done" not in (line := tour.stdout.readline()):
         assert line, "the tour ended"

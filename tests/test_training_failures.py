@@ -20,7 +20,7 @@ from fullft_assets.training import guards
 from fullft_assets.training.checkpoints import RunHistory, latest_checkpoint
 from fullft_assets.training.finetuning import Fit, fine_tune
 from tests.machine import limited_files
-from tests.optimizer_steps import Stopping
+from tests.optimizer_steps import Stopping, hook_passes
 from tests.prepared import QUIET, Prepared, quick
 
 STAGE = "finetuned_checkpoint"
@@ -34,27 +34,19 @@ def train(case: Prepared, folder: Path, progress: Progress = QUIET, **changes: o
     return fine_tune(case.recipe, quick(**OFTEN | changes), 17, folder, progress)
 
 
-def limit_memory(
-    monkeypatch: pytest.MonkeyPatch, rows: int, after_passes: int = 0, *, scoring: bool = False
-) -> list[int]:
+def limit_memory(monkeypatch: pytest.MonkeyPatch, rows: int, *, scoring: bool = False) -> list[int]:
     """Raise torch's own error in every pass (of training, or of scoring) of more than so many rows; return
     the sizes of these passes.
     """
-    load, seen = classification.load_for_training, []
+    seen = []
 
-    def load_limited(*args: object, **options: object) -> object:
-        model = load(*args, **options)
+    def limit(module: torch.nn.Module, args: object, kwargs: dict, output: object) -> None:
+        if module.training is not scoring:
+            seen.append(len(kwargs["input_ids"]))
+            if seen[-1] > rows:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
-        def hook(module: torch.nn.Module, args: object, kwargs: dict) -> None:
-            if module.training is not scoring:
-                seen.append(len(kwargs["input_ids"]))
-                if seen[-1] > rows and len(seen) > after_passes:
-                    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-
-        model.register_forward_pre_hook(hook, with_kwargs=True)
-        return model
-
-    monkeypatch.setattr(classification, "load_for_training", load_limited)
+    hook_passes(monkeypatch, classification, "load_for_training", limit)
     return seen
 
 

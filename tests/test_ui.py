@@ -17,8 +17,9 @@ from websockets.sync.client import connect
 from websockets.typing import Origin, Subprotocol
 
 from tests import project as projects
+from tests.machine import wait_for
 from tests.prepared import write_tiny_model
-from tests.ui import Screen, Services, chromium, wait_for
+from tests.ui import Screen, Services, chromium
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
@@ -89,7 +90,9 @@ def ingested(screen: Screen, batches: list[str]) -> list[str]:
     expect(page.get_by_role("dialog").get_by_text("2 partitions")).to_be_visible()
     screen.shoot("backfill")
     page.get_by_role("button", name="Launch backfill").click()
-    wait_for("both runs of the backfill", lambda: _num_succeeded(screen, "ingest") == 2, 600)
+    wait_for(
+        lambda: _num_succeeded(screen, "ingest") == 2, "both runs of the backfill", 600, poll_seconds=0.3
+    )
     return batches
 
 

@@ -10,6 +10,7 @@ from fullft_assets.checking.problems import is_cron
 from fullft_assets.checking.project import find_project_root, find_use_case, find_use_cases
 from fullft_assets.checking.validation import load_use_case
 from fullft_assets.errors import SettingsError
+from tests import project as projects
 
 pytestmark = pytest.mark.quick
 
@@ -40,18 +41,15 @@ SAGEMAKER = (
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A project with one delivered file, as the current folder."""
     (tmp_path / "pyproject.toml").touch()
-    (tmp_path / "data/licences").mkdir(parents=True)
-    (tmp_path / "data/licences/a.jsonl").write_text('{"text": "MIT", "kind": "notice"}\n')
+    projects.write_files(tmp_path / "data", {"licences/a.jsonl": '{"text": "MIT", "kind": "notice"}\n'})
     (tmp_path / "data/empty").mkdir()
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 def write(project: Path, text: str, name: str = "x") -> Path:
-    path = project / "defs" / name / "defs.yaml"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
-    return path
+    projects.write_files(project / "defs" / name, {"defs.yaml": text})
+    return project / "defs" / name / "defs.yaml"
 
 
 def problems(project: Path, text: str, name: str = "x") -> list[str]:
@@ -138,7 +136,7 @@ ONE_MISTAKE = {
     ),
     "isolation of several instances": (
         SAGEMAKER + "    processes: 2\n    nodes: 2\n    network_isolation: true\n",
-        "15: launcher.network_isolation",
+        "15: launcher.network_isolation: needs nodes: 1",
     ),
     "documents that no container can read": (
         SAGEMAKER + "  compute:\n    ingestion: {instance_type: ml.m5.xlarge}\n",
@@ -183,6 +181,10 @@ ONE_MISTAKE = {
     "kind of launcher that nobody registered": (
         GOOD + "  compute:\n    planning: {kind: slrum}\n",
         "9: compute.planning.kind",
+    ),
+    "two approvals without two approvers": (
+        GOOD + "  release:\n    approvals: 2\n",
+        "8: release: approvals: 2 needs two `approvers`",
     ),
     "gate that is not measured": (
         GOOD + "    task: sft\n  release:\n    gates: {is_calibrated: {max_error: 0.1}}\n",

@@ -274,9 +274,7 @@ def test_the_tag_with_who_launched_a_run_is_the_servers_own(
             run = dg.DagsterRun(job_name="letters_by_hand", tags={PERSON_TAG: "forged"})
             instance.add_run(run)
             instance.submit_run(run.run_id, SimpleNamespace(source=SimpleNamespace(headers=headers)))
-            stored = instance.get_run_by_id(run.run_id)
-            assert stored is not None
-            return stored.tags[PERSON_TAG]
+            return instance.get_run_by_id(run.run_id).tags[PERSON_TAG]
 
         assert person_of({"authorization": f"Bearer {token('ES256')}"}) == "ann@example.com"
         assert person_of({}) == ""

@@ -19,6 +19,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from fullft_assets.demos import licences
+from tests.project import write_files
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.slow
@@ -140,8 +141,7 @@ def test_the_demo_runs_in_a_project_of_its_own_without_any_other_extra(python: P
     del use_case["attributes"]["monitoring"]
     for section, values in SMALL.items():
         use_case["attributes"].setdefault(section, {}).update(values)
-    (project / "src/letters/defs/licences").mkdir()
-    (project / "src/letters/defs/licences/defs.yaml").write_text(yaml.safe_dump(use_case))
+    write_files(project / "src/letters/defs/licences", {"defs.yaml": yaml.safe_dump(use_case)})
     licences.write(project / "data" / "licences", max_rules=600)
     env = {
         "HF_HUB_OFFLINE": "1",
@@ -149,8 +149,7 @@ def test_the_demo_runs_in_a_project_of_its_own_without_any_other_extra(python: P
         "DAGSTER_HOME": str(tmp_path / "home"),
         "DO_NOT_TRACK": "1",
     }
-    (tmp_path / "home").mkdir()
-    (tmp_path / "home" / "dagster.yaml").write_bytes((ROOT / "dagster.yaml").read_bytes())
+    write_files(tmp_path / "home", {"dagster.yaml": (ROOT / "dagster.yaml").read_bytes()})
     said = run(python.with_name("fullft"), "run", "licences", cwd=project, env=env)
     assert re.search(r"^  split +100 train, ", said, re.MULTILINE) and re.search(
         r"^  verdict ", said, re.MULTILINE

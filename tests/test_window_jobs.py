@@ -23,6 +23,7 @@ from fullft_assets.resources.store import set_latest
 from fullft_assets.store import Manifest, Store
 from tests import licence_labels, manifests, prepared, project as projects
 from tests.checkpoint_metadata import checkpoint_metadata
+from tests.machine import set_environment
 from tests.test_monitoring import draw
 
 pytestmark = pytest.mark.slow
@@ -65,8 +66,7 @@ class Production:
 
     def __init__(self, project: projects.Project, snapshot: Manifest, monkeypatch: pytest.MonkeyPatch):
         self.project = project
-        for name, value in project.env().items():
-            monkeypatch.setenv(name, value)
+        set_environment(monkeypatch, project.env())
         self.instance = dg.DagsterInstance.from_config(str(project.home))
         self.store = open_store(project.use_case(), self.instance)
         self._snapshot = snapshot
@@ -92,7 +92,6 @@ class Production:
         """Write the drift report of a window as its run does, without Dagster's steps, which take long."""
         graph = CaseGraph(self.project.use_case())
         champion = release.read_champion(self.store, CASE)
-        assert champion is not None
         checkpoint = self.store.load(champion.checkpoint)
         seen = documents.keep(self.store, graph.use_case, window, "window")
         history = read_history(graph, self.store, window, seen, checkpoint)

@@ -188,10 +188,8 @@ def test_votes_on_one_label_in_two_spellings_agree(tmp_path: Path):
         ]
         return {"data": {"text": "A text.", "patient": "p"}, "annotations": by}
 
-    path = tmp_path / "data/tasks.json"
-    path.parent.mkdir()
-    path.write_text(json.dumps([task(["akut", " akut", "n/a"])]))
-    source = Folder(path.parent)
+    projects.write_files(tmp_path / "data", {"tasks.json": json.dumps([task(["akut", " akut", "n/a"])])})
+    source = Folder(tmp_path / "data")
     settings = ExamplesSettings(label="kind", group="patient")
     table = read_documents(source, Batch("b", source.files()), DocumentsSettings(path="data"), settings).table
     [row] = table.to_pylist()

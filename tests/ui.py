@@ -3,14 +3,12 @@
 import shutil
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import MappingProxyType
-from typing import TypeVar
 
 import dagster as dg
 import psutil
@@ -48,7 +46,6 @@ _OUTSIDE = """width => [...document.querySelectorAll('html, body *')].filter(
     e => !e.closest('pre') && Math.max(e.getBoundingClientRect().right, e.scrollWidth) > width + 1
 ).map(e => e.outerHTML.slice(0, 80))"""
 _REPOSITORY = "__repository__@my_project"
-T = TypeVar("T")
 # The default of 5 seconds is short on a slow machine whose cores other tests share.
 expect.set_options(timeout=30_000)
 
@@ -58,16 +55,6 @@ def open_file(page: Page, path: Path, width: int) -> list[str]:
     page.set_viewport_size({"width": width, "height": 900})
     page.goto(f"file://{path}")
     return page.evaluate(_OUTSIDE, width)
-
-
-def wait_for(what: str, find: Callable[[], T], seconds: float, poll: float = 0.3) -> T:
-    """Return the first truthy value of `find`."""
-    deadline = time.monotonic() + seconds
-    while not (found := find()):
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"{what}: not within {seconds:.0f} s")
-        time.sleep(poll)
-    return found
 
 
 class Services:
@@ -108,7 +95,7 @@ class Services:
                 return urllib.request.urlopen(f"{self.url}/server_info", timeout=5).status == 200
             return False
 
-        wait_for("dagster dev answers", answers, 300)
+        machine.wait_for(answers, "dagster dev answers", poll_seconds=0.3)
 
     def stop(self) -> None:
         """Kill the services, and whatever else lives in their home."""
@@ -184,8 +171,11 @@ class Screen:
         """Press the button that launches a run, and return the new run's id."""
         known = {run.run_id for run in self.instance.get_runs()}
         self.page.get_by_role("button", name=button).first.click()
-        new = wait_for(
-            "the launched run", lambda: [r for r in self.instance.get_runs() if r.run_id not in known], 30
+        new = machine.wait_for(
+            lambda: [r for r in self.instance.get_runs() if r.run_id not in known],
+            "the launched run",
+            seconds=30,
+            poll_seconds=0.3,
         )
         return new[0].run_id
 
@@ -194,7 +184,12 @@ class Screen:
 
     def finished(self, run_id: str, seconds: float) -> dg.DagsterRunStatus:
         """Wait for the end of a run and return its status."""
-        wait_for(f"the end of run {run_id}", lambda: self.instance.get_run_by_id(run_id).is_finished, seconds)
+        machine.wait_for(
+            lambda: self.instance.get_run_by_id(run_id).is_finished,
+            f"the end of run {run_id}",
+            seconds,
+            poll_seconds=0.3,
+        )
         return self.status(run_id)
 
 
