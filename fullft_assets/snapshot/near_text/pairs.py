@@ -57,8 +57,10 @@ MAX_ROWS = 100
 #: What a row is in a comparison: neither, a reference text, or a candidate that is like none of them, or like
 #: one. To ALIKE `compare_near` adds half of the residue of the text that it is like.
 ABSENT, REFERENCE, UNLIKE, ALIKE = range(4)
-#: Candidates that are joined at once.
+#: Candidates that are joined at once, and where they are few: those that are searched again have many near
+#: texts, and pairs take memory.
 _JOINED_ROWS = 1 << 17
+_FEWEST_JOINED_ROWS = 1 << 14
 #: Low bits by which values are looked up at most, in 64 MB.
 _LOOK_UP_BITS = 26
 #: Pairs whose signatures are compared at once.
@@ -267,8 +269,10 @@ class Texts:
         # Least distinct shingles of a text that is looked for in longer ones: shorter ones are phrases that
         # anybody may write.
         roles = np.where(self._sizes >= 16, roles, ABSENT)
-        common = self._common_anchors(roles)
-        common_before = self._common_anchors(last)
+        # How many have an anchor has changed for those of these rows alone.
+        changed_rows = np.flatnonzero(roles != np.minimum(last, UNLIKE))
+        common = self._common_anchors(roles, changed_rows)
+        common_before = self._common_anchors(last, changed_rows)
         removed = self._values("anchors", np.flatnonzero((last == REFERENCE) & (roles != REFERENCE)))
         # Fewer rare anchors make fewer pairs.
         lost = np.append(removed, np.setdiff1d(common, common_before, assume_unique=True))
@@ -276,6 +280,7 @@ class Texts:
         is_settled = self._are_settled(roles, last, "anchors", gained, lost)
         compared = np.where(is_settled, last, roles)
         candidates = np.flatnonzero((roles == UNLIKE) & ~is_settled)
+        common = np.union1d(common, self._common_anchors(roles, candidates[last[candidates] != ABSENT]))
         reference = np.flatnonzero(roles == REFERENCE)
         added = reference[last[reference] != REFERENCE]
         is_settled &= last == UNLIKE
@@ -353,8 +358,9 @@ class Texts:
         order = np.flatnonzero(is_rare)[np.argsort(entries[is_rare] << np.uint32(32 - _LOOK_UP_BITS))]
         entries, rows = entries[order], rows[order]
         may_be_joined = _look_up(entries)
-        for start in range(0, len(candidates), _JOINED_ROWS):
-            block = self._entries(name, candidates[start : start + _JOINED_ROWS], may_be_joined)
+        size = min(_JOINED_ROWS, max(_FEWEST_JOINED_ROWS, len(candidates) // 16))
+        for start in range(0, len(candidates), size):
+            block = self._entries(name, candidates[start : start + size], may_be_joined)
             mask = _look_up(block[0])(entries)
             if mask.any():
                 yield (
@@ -399,17 +405,21 @@ class Texts:
         """Number of distinct shingles of each text: int32 [n]."""
         return np.concatenate([sketches("size").to_numpy() for sketches in self.sketches])
 
-    def _common_anchors(self, roles: np.ndarray) -> np.ndarray:
-        """Return the anchors that more than MAX_ROWS of the compared rows have, ascending."""
+    def _common_anchors(self, roles: np.ndarray, among: np.ndarray) -> np.ndarray:
+        """Return the anchors of some rows (ascending) that more than MAX_ROWS of the compared rows have,
+        ascending; perhaps with others that as many have.
+        """
         rows = np.flatnonzero(roles)
+        look_up = _look_up(self._values("anchors", among))
         # Some anchors at a time, by their lowest bits: those of about four million rows are sorted at once.
-        num_residues = 1 << (len(rows) >> 22).bit_length()
+        num_residues = 1 << (min(len(rows), 16 * len(among)) >> 22).bit_length()
         common = [_NONE]
-        for residue in range(num_residues):
-            parts = (lists.flatten().to_numpy() for lists, _ in self._parts("anchors", rows))
-            anchors = np.sort(
-                np.concatenate([_NONE, *(part[part & (num_residues - 1) == residue] for part in parts)])
-            )
+        for residue in range(num_residues if len(among) else 0):
+            parts = [_NONE]
+            for lists, _ in self._parts("anchors", rows):
+                part = lists.flatten().to_numpy()
+                parts.append(part[(part & (num_residues - 1) == residue) & look_up(part)])
+            anchors = np.sort(np.concatenate(parts))
             common.append(distinct(anchors[MAX_ROWS:][anchors[MAX_ROWS:] == anchors[:-MAX_ROWS]]))
         return np.sort(np.concatenate(common))
 
