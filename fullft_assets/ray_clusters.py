@@ -171,8 +171,9 @@ def _explained(name: str, namespace: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        reason = getattr(error, "reason", None) or shown(error)
         raise WorkloadError(
-            f"compute.data.address: RayJob {namespace}/{name}: {getattr(error, 'reason', None) or shown(error)};"
+            f"compute.data.address: RayJob {namespace}/{name}: {reason};"
             " see whether KubeRay's operator runs, and whether the account has the Role fullft-ray of"
             " deploy/helm/manifests.yaml",
             "infrastructure",
