@@ -57,17 +57,20 @@ def versions(draw: random.Random) -> list[str]:
     return texts
 
 
-@pytest.mark.parametrize("name", ["near", "contained"])
-def test_what_changed_is_compared_as_if_all_were(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("name", "seed"), [("near", 3), ("contained", 2)])
+def test_what_changed_is_compared_as_if_all_were(
+    name: str, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(near_texts, "_SLOTS", 4)  # so that reference texts displace each other
-    draw = np.random.default_rng(3)
+    draw = np.random.default_rng(seed)
     texts = pa.array(
-        versions(random.Random(3)) if name == "near" else drawn_texts(300, random.Random(3)), pa.string()
+        versions(random.Random(seed)) if name == "near" else drawn_texts(300, random.Random(seed)),
+        pa.string(),
     )
     compared = near_texts.Texts(
         [near_texts.sketch(texts[:100]).column, near_texts.sketch(texts[100:]).column], texts.take
     )
-    compare = compared.compare_near if name == "near" else partial(compared.compare_contained, share=0.95)
+    compare = compared.compare_near if name == "near" else partial(compared.compare_contained, share=0.6)
     roles = draw.choice(
         [near_texts.ABSENT, near_texts.REFERENCE, near_texts.UNLIKE], len(texts), p=[0.3, 0.25, 0.45]
     ).astype(np.int8)
@@ -97,7 +100,8 @@ def test_the_snapshot_is_that_of_comparing_all_texts(tmp_path: Path, monkeypatch
     propose_near = near_texts.Texts._propose_near
 
     def counted(self: near_texts.Texts, reference: np.ndarray, candidates: np.ndarray, *more: Any) -> Any:
-        searched.append(len(reference) * len(candidates))
+        if len(more) == 1:  # with all reference texts, not with those that came or went
+            searched.append(len(reference) * len(candidates))
         return propose_near(self, reference, candidates, *more)
 
     monkeypatch.setattr(near_texts.Texts, "_propose_near", counted)

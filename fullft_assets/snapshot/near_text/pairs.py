@@ -185,12 +185,14 @@ class Texts:
         candidates: np.ndarray,
         similarity: float,
         last: np.ndarray | None = None,
+        least: float | None = None,
     ) -> np.ndarray:
         """Return pairs of rows [2, n] that may be near to each other: candidates (ascending), references.
 
         Args:
             last: see `compare_near`. Of a candidate that is ALIKE then the pairs with reference texts that
                 may have the place of the one that it is like.
+            least: estimate of the similarity. Default: what that similarity may be expected to have.
         """
         daft = load_engine()
         col = daft.col
@@ -225,7 +227,8 @@ class Texts:
             number = nearest_pairs["pair"].to_numpy() & ((1 << _NUMBER_BITS) - 1)
             position = order[np.searchsorted(ordered_numbers, number)]
             proposed = np.stack([nearest_pairs["candidate"].to_numpy(), reference[position]])
-            is_close = self._estimates(proposed[0], signatures, position) >= _least_estimate(similarity)
+            estimates = self._estimates(proposed[0], signatures, position)
+            is_close = estimates >= (_least_estimate(similarity) if least is None else least)
             if last is not None:
                 roles = last[proposed[0]]
                 is_close = np.where(roles == UNLIKE, is_close, roles == ALIKE + number % _SLOTS // 2)
@@ -242,22 +245,30 @@ class Texts:
         """
         reference = np.flatnonzero(roles == REFERENCE)
         added = reference[last[reference] != REFERENCE]
-        removed = self._values("keys", np.flatnonzero((last == REFERENCE) & (roles != REFERENCE)))
-        # The next nearest text of a residue takes the place of one that goes.
-        is_settled = self._are_settled(roles, last, "keys", removed, removed)
-        rows = np.flatnonzero(is_settled)
-        if len(added) and len(rows):
-            pairs = searched(lambda: self._propose_near(added, rows, SIMILARITY, last))
-            is_unlike = last[pairs[0]] == UNLIKE
-            is_settled[pairs[0, ~is_unlike]] = False
-            # No other text can have become near to it.
-            is_settled[list(self._confirm(pairs[:, is_unlike], _are_near(SIMILARITY)))] = False
+        removed = np.flatnonzero((last == REFERENCE) & (roles != REFERENCE))
+        is_settled = (roles == UNLIKE) & (last >= UNLIKE)
+        # The next nearest text of a residue takes the place of one that goes, however alike that one was.
+        pairs = self._propose_changed(removed, is_settled, last, 0.0)
+        is_settled[pairs[0]] = False
+        pairs = self._propose_changed(added, is_settled, last, None)
+        is_unlike = last[pairs[0]] == UNLIKE
+        is_settled[pairs[0, ~is_unlike]] = False
+        # No other text can have become near to it.
+        is_settled[list(self._confirm(pairs[:, is_unlike], _are_near(SIMILARITY)))] = False
         compared = np.where(is_settled, last, roles)
         partners = self.find_near(reference, np.flatnonzero((roles == UNLIKE) & ~is_settled))
         if partners:
             numbers = self._bytes("number", np.fromiter(partners.values(), np.int64)).view(np.int64)[:, 0]
             compared[list(partners)] = ALIKE + numbers % _SLOTS // 2
         return compared
+
+    def _propose_changed(
+        self, reference: np.ndarray, is_settled: np.ndarray, last: np.ndarray, least: float | None
+    ) -> np.ndarray:
+        candidates = np.flatnonzero(is_settled)
+        if not len(reference) or not len(candidates):
+            return np.zeros((2, 0), np.int64)
+        return searched(lambda: self._propose_near(reference, candidates, SIMILARITY, last, least))
 
     def compare_contained(self, roles: np.ndarray, last: np.ndarray, share: float) -> np.ndarray:
         """Return the roles of rows, ALIKE for the candidates that contain a reference text or are inside one.
@@ -277,7 +288,7 @@ class Texts:
         # Fewer rare anchors make fewer pairs.
         lost = np.append(removed, np.setdiff1d(common, common_before, assume_unique=True))
         gained = np.setdiff1d(common_before, common, assume_unique=True)
-        is_settled = self._are_settled(roles, last, "anchors", gained, lost)
+        is_settled = self._are_settled(roles, last, gained, lost)
         compared = np.where(is_settled, last, roles)
         candidates = np.flatnonzero((roles == UNLIKE) & ~is_settled)
         common = np.union1d(common, self._common_anchors(roles, candidates[last[candidates] != ABSENT]))
@@ -304,16 +315,16 @@ class Texts:
         return compared
 
     def _are_settled(
-        self, roles: np.ndarray, last: np.ndarray, name: str, of_unlike: np.ndarray, of_alike: np.ndarray
+        self, roles: np.ndarray, last: np.ndarray, of_unlike: np.ndarray, of_alike: np.ndarray
     ) -> np.ndarray:
-        """Return which candidates keep what the last search returned: those of it whose lists contain none of
-        the values that may change an UNLIKE, or an ALIKE: bool [n].
+        """Return which candidates keep what the last search returned: those of it that have none of the
+        anchors that may change an UNLIKE, or an ALIKE: bool [n].
         """
         is_settled = (roles == UNLIKE) & (last >= UNLIKE)
         for role, values in ((UNLIKE, of_unlike), (ALIKE, of_alike)):
             rows = np.flatnonzero(is_settled & (np.minimum(last, ALIKE) == role))
             if len(rows) and len(values):
-                entries, entry_rows = self._entries(name, rows, _look_up(values))
+                entries, entry_rows = self._entries("anchors", rows, _look_up(values))
                 is_settled[entry_rows[_is_in(entries, values)]] = False
         return is_settled
 
