@@ -52,11 +52,11 @@ RECIPE = replace(
     general=General([], [[each] for each in training(6, seed=2).chunks]),
 )
 #: What makes a model forget less.
-LEVERS: dict[str, dict[str, Any]] = {
-    "wise_ft": {"wise_ft": [0.3, 0.6]},
-    "l2_sp": {"l2_sp": 0.5},
-    "ewc": {"ewc": 0.5},
-    "distillation": {"distillation": DistillationSettings(weight=0.9)},
+LEVERS: dict[str, Any] = {
+    "wise_ft": [0.3, 0.6],
+    "l2_sp": 0.5,
+    "ewc": 0.5,
+    "distillation": DistillationSettings(weight=0.9),
 }
 #: Rungs of the memory ladder with weights in bf16.
 BF16: dict[str, dict[str, Any]] = {
@@ -371,13 +371,11 @@ def parts(folder: Path) -> Any:
 
 
 def levers(folder: Path) -> Any:
-    """Each lever in one process and in two; and all of them, also on two hosts of two processes."""
-    together = {key: value for lever in LEVERS.values() for key, value in lever.items()}
+    """All levers in one process and in two, and on two hosts of two processes."""
     cases: dict[str, dict[str, Any]] = {
-        **LEVERS,
-        "all offloaded": together | {"sharding": "fsdp2_offload"},
-        "all by host": together | {"sharding": "fsdp2_by_host", "keep_best": False},
-        "all of a classifier": together | {"read": classifier_recipe(folder, hidden_dropout_prob=0.0)},
+        "offloaded": LEVERS | {"sharding": "fsdp2_offload"},
+        "by host": LEVERS | {"sharding": "fsdp2_by_host", "keep_best": False},
+        "of a classifier": LEVERS | {"read": classifier_recipe(folder, hidden_dropout_prob=0.0)},
     }
     return {
         name: {
