@@ -265,6 +265,7 @@ class Texts:
     def _propose_changed(
         self, reference: np.ndarray, is_settled: np.ndarray, last: np.ndarray, least: float | None
     ) -> np.ndarray:
+        """Return pairs of settled candidates and texts that came or went (see `_propose_near`)."""
         candidates = np.flatnonzero(is_settled)
         if not len(reference) or not len(candidates):
             return np.zeros((2, 0), np.int64)
@@ -367,7 +368,7 @@ class Texts:
         is_rare = ~_is_in(entries, common)
         # In the order of the bits by which they are looked up for each block.
         order = np.flatnonzero(is_rare)[np.argsort(entries[is_rare] << np.uint32(32 - _LOOK_UP_BITS))]
-        entries, rows = entries[order], rows[order]
+        entries, rows = (part[order] for part in (entries, rows))
         may_be_joined = _look_up(entries)
         size = min(_JOINED_ROWS, max(_FEWEST_JOINED_ROWS, len(candidates) // 16))
         for start in range(0, len(candidates), size):
