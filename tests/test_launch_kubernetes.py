@@ -155,13 +155,16 @@ def test_output_is_read_on_from_the_cursor_each_line_once(cluster, tmp_path, mon
     monkeypatch.setattr(kubernetes, "_MAX_CHARACTERS", 200)
     chosen, cursor, lines = launcher(), "", []
     chosen.submit(spec(tmp_path, "prints"))
-    while True:
+
+    def has_read_all() -> bool:
+        nonlocal cursor
         is_over = chosen.poll(NAME).is_over
         logs = chosen.logs(NAME, cursor)
-        lines += logs.stdout.splitlines()
+        lines.extend(logs.stdout.splitlines())
         cursor = logs.cursor
-        if is_over and not logs.is_more:
-            break
+        return is_over and not logs.is_more
+
+    wait_for(has_read_all, "all output is read")
     (pod,) = cluster.pods(NAME)
     stamps = [stamp for stamp, _ in pod.lines]
     assert lines == [line.decode().rstrip("\n") for _, line in pod.lines] and len(lines) >= 400

@@ -111,8 +111,8 @@ class KubernetesLauncher(Launcher):
         return awaited(partial(self._status, name), wait_seconds, _LOOK_SECONDS)
 
     def logs(self, name: str, cursor: str) -> Logs:
-        """Return the output of a Job's pods after a cursor, which has for each pod the time stamp of the last
-        line and the number of lines read with it.
+        """Return the output of a Job's pods after a cursor, which has for each pod the newest time stamp and
+        the number of lines read from the first line with it.
         """
         positions: dict[str, list[Any]] = json.loads(cursor or "{}")
         lines: list[str] = []
@@ -125,7 +125,7 @@ class KubernetesLauncher(Launcher):
             last = positions.setdefault(pod_name, ["", 0])
             try:
                 for stamp, line in self._output(pod_name, *last):
-                    last[:] = [stamp, last[1] + 1 if stamp == last[0] else 1]
+                    last[:] = [stamp, 1] if stamp > last[0] else [last[0], last[1] + 1]
                     lines.append(line if index == 0 else f"[pod {index}] {line}")
                     size += len(line)
                     if size >= _MAX_CHARACTERS:
@@ -180,8 +180,8 @@ class KubernetesLauncher(Launcher):
         return service
 
     def _output(self, pod: str, last: str, num_read: int) -> Iterator[tuple[str, str]]:
-        """Yield time stamp and text of each complete line of a pod after those that were read: their last
-        stamp, and how many had it.
+        """Yield time stamp and text of each complete line of a pod after those that were read: their newest
+        stamp, and how many there were from the first line with it.
 
         Stamps of its two streams are not quite in order: a line counts by its place.
         """
@@ -203,6 +203,7 @@ class KubernetesLauncher(Launcher):
         if response is None:
             return
         before: list[tuple[str, str]] = []
+        is_found = False
         try:
             for raw in response:
                 stamp, _, text = raw.decode(errors="replace").partition(" ")
@@ -212,7 +213,8 @@ class KubernetesLauncher(Launcher):
                     yield stamp, text
                     continue
                 before.append((stamp, text))
-                num_read -= stamp == last
+                is_found |= stamp == last
+                num_read -= is_found
                 if num_read == 0:
                     before.clear()
             # The node has dropped what was read.
