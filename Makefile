@@ -118,7 +118,7 @@ test-engine: install ## What the training engine does, counted without a GPU: fa
 	@OMP_NUM_THREADS=1 $(PYTEST) $(TWO_AT_A_TIME) tests/test_benchmarks_engine.py
 
 test-long: install ## Sweeps of many seeds, sizes and recipes, which CI has no time for, and `make test-ranges`
-	@OMP_NUM_THREADS=1 $(PYTEST) -m long $(TWO_AT_A_TIME) $(LONG)
+	@OMP_NUM_THREADS=1 $(PYTEST) -m long --timeout 0 $(TWO_AT_A_TIME) $(LONG)
 	@$(MAKE) --no-print-directory test-ranges
 
 # In environments of their own, without CUDA where pip finds a torch without it.
