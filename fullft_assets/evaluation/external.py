@@ -222,8 +222,7 @@ def _read(name: str, path: Path, target: str) -> dict[str, Any]:
         try:
             row = json.loads(line)
             id_ = str(row["id"])
-            answer = row[target]
-            if not _FITS[target](answer):
+            if not _FITS[target](answer := row[target]):
                 raise TypeError(target)
         except (ValueError, KeyError, TypeError):
             raise DataError(

@@ -87,8 +87,7 @@ def _clusters(texts: Sequence[str]) -> np.ndarray:
     )
     num_shared = (table @ table.T).tocoo()
     first, second = num_shared.coords
-    union_sizes = sizes[first] + sizes[second] - num_shared.data
-    is_near = num_shared.data >= SIMILARITY * union_sizes
+    is_near = num_shared.data >= SIMILARITY * (sizes[first] + sizes[second] - num_shared.data)
     links = csr_array(
         (np.ones(int(is_near.sum()), bool), (first[is_near], second[is_near])), shape=num_shared.shape
     )

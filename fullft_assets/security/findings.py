@@ -180,8 +180,7 @@ def _secret_in(path: Path, *, is_yaml: bool) -> str | None:
         return None
     text = path.read_text(encoding="utf-8", errors="replace")
     for match in _TOKEN.finditer(text):
-        line = text[text.rfind("\n", 0, match.start()) + 1 :].partition("\n")[0]
-        if not _EXAMPLE.search(line):
+        if not _EXAMPLE.search(text[text.rfind("\n", 0, match.start()) + 1 :].partition("\n")[0]):
             number = text.count("\n", 0, match.start()) + 1
             return f"{path}:{number}: {[*_TOKENS][(match.lastindex or 1) - 1]}"
     for number, line in enumerate(text.splitlines() if is_yaml else (), start=1):

@@ -129,8 +129,7 @@ def plan(lengths: np.ndarray, capacity: int, seed: int, *, cut_to_fill: bool = F
 def _cut(lengths: np.ndarray, capacity: int) -> _Pieces:
     counts = -(-lengths // capacity)
     source = np.repeat(np.arange(len(lengths)), counts)
-    first = np.cumsum(counts) - counts
-    start = (np.arange(len(source)) - first[source]) * capacity
+    start = (np.arange(len(source)) - (np.cumsum(counts) - counts)[source]) * capacity
     return _Pieces(source, start, np.minimum(lengths[source] - start, capacity))
 
 
@@ -194,8 +193,7 @@ def _fill(pieces: _Pieces, rows: np.ndarray, num_rows: int, capacity: int) -> tu
     # other ends.
     moved_pieces = np.flatnonzero(~stays)
     ends = np.cumsum(length[moved_pieces])
-    holes = (capacity - num_used[fullest])[::-1]
-    hole_ends = np.cumsum(holes)
+    hole_ends = np.cumsum((capacity - num_used[fullest])[::-1])
     total = int(ends[-1]) if len(moved_pieces) else 0
     cuts = np.unique(np.concatenate([ends, hole_ends[hole_ends < total]]))
     cuts = cuts[cuts > 0]

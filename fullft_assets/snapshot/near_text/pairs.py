@@ -248,8 +248,7 @@ class Texts:
         removed = np.flatnonzero((last == REFERENCE) & (roles != REFERENCE))
         is_settled = (roles == UNLIKE) & (last >= UNLIKE)
         # The next nearest text of a residue takes the place of one that goes, however alike that one was.
-        pairs = self._propose_changed(removed, is_settled, last, 0.0)
-        is_settled[pairs[0]] = False
+        is_settled[self._propose_changed(removed, is_settled, last, 0.0)[0]] = False
         pairs = self._propose_changed(added, is_settled, last, None)
         is_unlike = last[pairs[0]] == UNLIKE
         is_settled[pairs[0, ~is_unlike]] = False
@@ -282,17 +281,20 @@ class Texts:
         # anybody may write.
         roles = np.where(self._sizes >= 16, roles, ABSENT)
         # How many have an anchor has changed for those of these rows alone.
-        changed_rows = np.flatnonzero(roles != np.minimum(last, UNLIKE))
-        common = self._common_anchors(roles, changed_rows)
-        common_before = self._common_anchors(last, changed_rows)
+        common, common_before = self._common_anchors(
+            roles, last, np.flatnonzero(roles != np.minimum(last, UNLIKE))
+        )
         removed = self._values("anchors", np.flatnonzero((last == REFERENCE) & (roles != REFERENCE)))
         # Fewer rare anchors make fewer pairs.
         lost = np.append(removed, np.setdiff1d(common, common_before, assume_unique=True))
-        gained = np.setdiff1d(common_before, common, assume_unique=True)
-        is_settled = self._are_settled(roles, last, gained, lost)
+        is_settled = self._are_settled(
+            roles, last, np.setdiff1d(common_before, common, assume_unique=True), lost
+        )
         compared = np.where(is_settled, last, roles)
         candidates = np.flatnonzero((roles == UNLIKE) & ~is_settled)
-        common = np.union1d(common, self._common_anchors(roles, candidates[last[candidates] != ABSENT]))
+        common = np.union1d(
+            common, self._common_anchors(roles, roles, candidates[last[candidates] != ABSENT])[0]
+        )
         reference = np.flatnonzero(roles == REFERENCE)
         added = reference[last[reference] != REFERENCE]
         is_settled &= last == UNLIKE
@@ -417,20 +419,45 @@ class Texts:
         """Number of distinct shingles of each text: int32 [n]."""
         return np.concatenate([sketches("size").to_numpy() for sketches in self.sketches])
 
-    def _common_anchors(self, roles: np.ndarray, among: np.ndarray) -> np.ndarray:
-        """Return the anchors of some rows (ascending) that more than MAX_ROWS of the compared rows have,
-        ascending; perhaps with others that as many have.
+    def _common_anchors(
+        self, roles: np.ndarray, last: np.ndarray, among: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the anchors of some rows (ascending) that more than MAX_ROWS of the compared rows have, and
+        those that more had in the last comparison, ascending; perhaps with others that as many have.
+
+        Args:
+            among: at least the rows that only one of the two compared.
         """
-        rows = np.flatnonzero(roles)
-        look_up = _look_up(self._values("anchors", among))
-        # Some anchors at a time, by their lowest bits: those of about four million rows are sorted at once.
-        num_residues = 1 << (min(len(rows), 16 * len(among)) >> 22).bit_length()
+        is_compared = roles != ABSENT
+        was_compared = last != ABSENT
+        rows = np.flatnonzero(is_compared & was_compared)
+        if 8 * len(among) < len(rows):
+            anchors = distinct(self._values("anchors", among))
+            counts = self._count(anchors, rows)
+            num_added = self._count(anchors, np.flatnonzero(is_compared & ~was_compared))
+            num_removed = self._count(anchors, np.flatnonzero(was_compared & ~is_compared))
+            return anchors[counts + num_added > MAX_ROWS], anchors[counts + num_removed > MAX_ROWS]
+        common = self._all_common(np.flatnonzero(is_compared))
+        return common, common if last is roles else self._all_common(np.flatnonzero(was_compared))
+
+    def _count(self, anchors: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Return how many of these rows (ascending) have each anchor (ascending)."""
+        counts = np.zeros(len(anchors), np.int64)
+        for lists, _ in self._parts("anchors", rows if len(anchors) else rows[:0]):
+            part = np.sort(lists.flatten().to_numpy())
+            counts += np.searchsorted(part, anchors, "right") - np.searchsorted(part, anchors)
+        return counts
+
+    def _all_common(self, rows: np.ndarray) -> np.ndarray:
+        """Return the anchors that more than MAX_ROWS of these rows (ascending) have, ascending."""
+        # Some at a time, by their lowest bits, so that those of about four million rows are sorted at once.
+        num_residues = 1 << (len(rows) >> 22).bit_length()
         common = [_NONE]
-        for residue in range(num_residues if len(among) else 0):
+        for residue in range(num_residues):
             parts = [_NONE]
             for lists, _ in self._parts("anchors", rows):
                 part = lists.flatten().to_numpy()
-                parts.append(part[(part & (num_residues - 1) == residue) & look_up(part)])
+                parts.append(part[part & (num_residues - 1) == residue])
             anchors = np.sort(np.concatenate(parts))
             common.append(distinct(anchors[MAX_ROWS:][anchors[MAX_ROWS:] == anchors[:-MAX_ROWS]]))
         return np.sort(np.concatenate(common))

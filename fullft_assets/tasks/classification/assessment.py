@@ -202,8 +202,7 @@ def _threshold(labels: np.ndarray, probabilities: np.ndarray) -> float:
     ranked = probabilities[order]
     num_right = np.cumsum(labels[order])
     # Rows with one probability are all given the label, or none is.
-    is_last = np.append(ranked[1:] < ranked[:-1], True)
-    num_given = np.flatnonzero(is_last) + 1
+    num_given = np.flatnonzero(np.append(ranked[1:] < ranked[:-1], True)) + 1
     f1 = 2 * num_right[num_given - 1] / (num_true + num_given)
     cuts = (ranked[num_given - 1] + np.append(ranked, 0.0)[num_given]) / 2
     best = np.flatnonzero(f1 >= f1.max() - 1e-12)
