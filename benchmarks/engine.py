@@ -23,8 +23,8 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -493,7 +493,7 @@ def graphs() -> Iterator[list[Any]]:
         documents.attend_apart(model)
         is_packed = probe(model, 24).is_isolated
         fused = TokenLoss(model, first_tokens(_documents(12), 12))
-        with _backend_of(backend):
+        with mock.patch.object(torch, "compile", partial(torch.compile, backend=backend)):
             layers.compile_layers(model)
         for count in (2, 3, 4, 6):
             inputs = _documents(24, count)
@@ -502,21 +502,6 @@ def graphs() -> Iterator[list[Any]]:
         breaks = sum(dynamo.utils.counters["graph_break"].values())
         yield [name, len(compiled), breaks, sum(compiled)]
     dynamo.reset()
-
-
-@contextmanager
-def _backend_of(backend: Callable[..., Any]) -> Iterator[None]:
-    """Have modules compiled by this backend, whatever the engine asks for."""
-    original = torch.nn.Module.compile
-
-    def compile_with(module: torch.nn.Module, *args: Any, **options: Any) -> None:
-        original(module, *args, **{**options, "backend": backend})
-
-    torch.nn.Module.compile = compile_with  # pyright: ignore[reportAttributeAccessIssue]  # put back below
-    try:
-        yield
-    finally:
-        torch.nn.Module.compile = original
 
 
 def _documents(length: int, count: int = 2) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import torch
+from torch._dynamo.utils import counters
 from torch.distributed import fsdp
 from torch.distributed.tensor import DTensor
 from transformers import BertConfig, LlamaConfig, LlamaForCausalLM, PreTrainedModel
@@ -302,6 +303,8 @@ def train(
             "said": progress.said,
             "step": done.step,
             "last": f"{work}/checkpoint-{done.num_steps}",
+            "graphs": counters["stats"]["unique_graphs"],
+            "graph_breaks": sum(counters["graph_break"].values()),
         }
 
     return play(folder, scene, count, of_host=of_host)[0]
@@ -359,14 +362,15 @@ def rungs(folder: Path) -> Any:
 
 
 def parts(folder: Path) -> Any:
-    """One process, two with parts of the model, the same again, and two whose parts are in the host's
-    memory.
+    """One process, two with parts of the model, the same again, two whose parts are in the host's memory, and
+    two whose layers are compiled.
     """
     return {
         "alone": train(folder / "alone", folder / "of-one", 1, sharding="none"),
         "parts": train(folder / "parts", folder / "of-parts", 2),
         "again": train(folder / "again", folder / "of-parts", 2),
         "offloaded": train(folder / "offloaded", folder / "of-offloaded", 2, sharding="fsdp2_offload"),
+        "compiled": train(folder / "compiled", folder / "of-compiled", 2, compile=True),
     }
 
 

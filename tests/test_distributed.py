@@ -42,6 +42,9 @@ def test_parts_on_two_processes_train_as_one_and_load_anywhere(shared: dict[str,
     # On CPUs the host's memory is the one that there is.
     assert offloaded["offloads"] == ["CPUOffloadPolicy"] != parts["offloads"]
     assert offloaded["log"] == parts["log"]
+    # A layer is one graph: what gathers its weights is in none.
+    assert_alike(found["compiled"], parts, 1e-3)
+    assert found["compiled"]["graphs"] > parts["graphs"] == found["compiled"]["graph_breaks"] == 0
     # Only sharded training writes them: a silent fall-back to whole models would train the same.
     for trained in (parts, offloaded):
         assert sorted(path.name for path in Path(trained["last"]).glob("*.safetensors")) == [
@@ -108,7 +111,7 @@ def test_parts_are_summed_and_returned_in_fp32(
         ({"optimizer": "adafactor_in_backward", "micro_batch_size": 32}, 2, "set adamw or adafactor"),
         ({"optimizer": "adafactor", "weights": "bf16"}, 2, None),
         ({"l2_sp": 0.1, "distillation": {"weight": 0.5}, "wise_ft": [0.5]}, 2, None),
-        ({"compile": True}, 2, "is not supported with sharding: fsdp2"),
+        ({"compile": True}, 2, None),
         ({}, 2, None),
         ({"sharding": "fsdp2_offload"}, 2, None),
         ({"sharding": "fsdp2_offload"}, 1, "fsdp2_offload needs more than one process"),
@@ -163,10 +166,10 @@ def test_offloading_is_refused_where_auto_is_fp16(monkeypatch: pytest.MonkeyPatc
 def test_a_plan_refuses_what_training_would_before_anything_is_measured(tmp_path: Path) -> None:
     case = prepare(tmp_path, tiny=True)
     changes = {
-        "training": {"sharding": "fsdp2", "compile": True, "micro_batch_size": 4},
+        "training": {"sharding": "fsdp2_offload", "precision": "fp16", "micro_batch_size": 4},
         "launcher": {"processes": 2},
     }
-    with pytest.raises(SettingsError, match="training.compile: .* sharding: fsdp2"):
+    with pytest.raises(SettingsError, match="training.precision: fp16 .* sharding: fsdp2_offload"):
         planning.work(case.job("pilot_run", **changes), case.store, Progress(silent=True))
     assert case.store.find(case.use_case.name, "feasibility_plan", "k1") is None
 

@@ -88,12 +88,12 @@ def compile_layers(model: PreTrainedModel) -> None:
     """Compile each layer of a model in place; the names of its weights stay.
 
     Layers of one kind share one compilation for rows of one length; passes of different lengths compile once
-    more, for any length.
+    more, for any length. What gathers and frees a layer's weights where processes share it stays outside.
     """
     for name, module in model.named_modules():
         match = _LAYER.search(f"{name}.")
         if match is not None and match.end() == len(name) + 1:
-            module.compile()
+            module.forward = torch.compile(module.forward)
 
 
 def head_prefixes(model: PreTrainedModel) -> tuple[str, ...]:

@@ -296,11 +296,6 @@ def contradictions(training: TrainingSettings, processes: int) -> Iterator[Contr
             " set adamw or adafactor",
         ),
         (
-            is_sharded and training.compile,
-            ("training", "compile"),
-            f"is not supported with sharding: {sharding}; remove one of the two",
-        ),
-        (
             training.gradient_checkpointing == "selective" and training.compile,
             ("training", "compile"),
             "hides the products that gradient_checkpointing: selective keeps; set true, or remove one of the"

@@ -42,8 +42,6 @@ def why_not(model_type: str, settings: TrainingSettings) -> str:
         return "liger-kernel is not installed"
     if settings.compile:
         return "training.compile fuses for itself"
-    if settings.sharding != "none":
-        return "liger-kernel is not supported with training.sharding"
     try:
         return "" if model_type in _families() else f"liger-kernel has no kernels for {model_type}"
     except Exception as error:  # packages that do not fit together raise all kinds; the message has which
@@ -92,5 +90,7 @@ def apply(model: PreTrainedModel, preparation: Prepared, settings: TrainingSetti
         raise SettingsError(
             f"training.liger: {title} moves the outputs of {name} by {change:.1e} of the largest; set off"
         )
-    names = ", ".join(name for name in is_on if is_on[name])
-    return replace(preparation, about=preparation.about | {"kernels": f"{title}: {names}"})
+    return replace(
+        preparation,
+        about=preparation.about | {"kernels": f"{title}: {', '.join(filter(is_on.get, is_on))}"},
+    )
