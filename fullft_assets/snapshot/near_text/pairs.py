@@ -280,7 +280,7 @@ class Texts:
         # Least distinct shingles of a text that is looked for in longer ones: shorter ones are phrases that
         # anybody may write.
         roles = np.where(self._sizes >= 16, roles, ABSENT)
-        # How many have an anchor has changed for those of these rows alone.
+        # Only anchors of these rows are in more or fewer rows than before.
         common, common_before = self._common_anchors(
             roles, last, np.flatnonzero(roles != np.minimum(last, UNLIKE))
         )
