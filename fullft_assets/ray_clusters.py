@@ -3,6 +3,7 @@ removed after it, by KubeRay's operator.
 """
 
 import logging
+import os
 import platform
 import socket
 from collections.abc import Iterator, Mapping, Sequence
@@ -147,7 +148,8 @@ def made_cluster(path: Path) -> Iterator[str]:
         },
     }
     with _explained(name, namespace):
-        client: Any = RayJobClient()
+        # The library reads the environment as it is imported.
+        client: Any = RayJobClient(os.environ.get("KUBECONFIG"))
         client.create(job, namespace)
     try:
         with _explained(name, namespace):
@@ -171,9 +173,8 @@ def _explained(name: str, namespace: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        reason = getattr(error, "reason", None) or shown(error)
         raise WorkloadError(
-            f"compute.data.address: RayJob {namespace}/{name}: {reason};"
+            f"compute.data.address: RayJob {namespace}/{name}: {getattr(error, 'reason', None) or shown(error)};"
             " see whether KubeRay's operator runs, and whether the account has the Role fullft-ray of"
             " deploy/helm/manifests.yaml",
             "infrastructure",
