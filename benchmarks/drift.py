@@ -1,8 +1,8 @@
 """Drift on two real corpora: false alarms of unchanged production, and how soon a shift is seen, by the
 project's own comparison.
 
-`python -m benchmarks.drift [--worlds N]` prints a Markdown table and keeps the measurements in
-build/drift.json. The corpora are ScanCode's licence rules and the one-line descriptions of Debian's packages
+`python -m benchmarks.drift [--worlds N] [--without-labels]` prints a Markdown table and keeps the measurements
+in build/drift.json; without labels the texts alone are watched, as for language models. The corpora are ScanCode's licence rules and the one-line descriptions of Debian's packages
 (apt's lists: `apt-get update`). MiniLM reads each once, into build/drift; after that a world costs seconds. A
 world has groups, held-out rows and reference windows of its own. In a persistent world a group is sent for five
 windows in the mean and then not for twelve; in one with campaigns another part has 30 documents more every
@@ -160,8 +160,8 @@ class World:
     those that are in neither.
     """
 
-    def __init__(self, corpus: Corpus, other: Corpus, seed: int):
-        self.corpus, self.other, self.seed = corpus, other, seed
+    def __init__(self, corpus: Corpus, other: Corpus, seed: int, *, has_labels: bool = True):
+        self.corpus, self.other, self.seed, self._has_labels = corpus, other, seed, has_labels
         self.rng = np.random.default_rng(seed)
         order = self.rng.permutation(len(corpus.rows_of))
         # A tenth is only in production.
@@ -175,7 +175,8 @@ class World:
         self._is_on = self.rng.random(len(corpus.rows_of)) < WINDOWS_ON / (WINDOWS_ON + WINDOWS_OFF)
         self._num_campaign_windows = 0
         held = np.array([self.rng.choice(corpus.rows_of[group]) for group in held_out[:HELD_OUT_ROWS]])
-        self.scale = Scale.fit(self.features(held), int(corpus.label_numbers.max()) + 1)
+        num_labels = int(corpus.label_numbers.max()) + 1 if has_labels else 0
+        self.scale = Scale.fit(self.features(held), num_labels)
 
     def _fit_head(self, rows: np.ndarray) -> None:
         """Learn the labels by the centres of their embeddings: a linear classifier that is fitted at once."""
@@ -199,8 +200,10 @@ class World:
             fertility=of.num_tokens[rows] / counts,
             unknown_share=np.array([sum(word not in self._vocabulary for word in row) for row in words])
             / counts,
-            entropy=-(probabilities * np.log(np.maximum(probabilities, 1e-12))).sum(1),
-            predicted=probabilities.argmax(1),
+            entropy=-(probabilities * np.log(np.maximum(probabilities, 1e-12))).sum(1)
+            if self._has_labels
+            else None,
+            predicted=probabilities.argmax(1) if self._has_labels else None,
             embeddings=embeddings,
         )
 
@@ -287,7 +290,10 @@ class World:
 
 def _join(*parts: Features) -> Features:
     return Features(
-        **{name: np.concatenate([getattr(part, name) for part in parts]) for name in vars(parts[0])}
+        **{
+            name: None if value is None else np.concatenate([getattr(part, name) for part in parts])
+            for name, value in vars(parts[0]).items()
+        }
     )
 
 
@@ -376,9 +382,11 @@ def shifted_early(usual: Callable[[], Sums], draw: Callable[[], Sums]) -> dict[s
     return {"by window 8": float(any(not monitoring.check(verdict).passed for verdict in verdicts))}
 
 
-def run_world(corpus: Corpus, other: Corpus, seed: int) -> dict[str, dict[str, float]]:
+def run_world(
+    corpus: Corpus, other: Corpus, seed: int, *, has_labels: bool = True
+) -> dict[str, dict[str, float]]:
     """Return the rates of one world by case."""
-    world = World(corpus, other, seed)
+    world = World(corpus, other, seed, has_labels=has_labels)
     part = corpus.subpopulations[seed % len(corpus.subpopulations)]
     return {
         "unchanged, independent": unchanged(world.unchanged),
@@ -445,12 +453,16 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the worlds and print the table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.drift", description=__doc__)
     parser.add_argument("--worlds", type=int, default=40, help="worlds of each corpus")
+    parser.add_argument("--without-labels", action="store_true", help="the model predicts none")
     parsed = parser.parse_args(arguments)
+    has_labels = not parsed.without_labels
     build = REPOSITORY / "build"
     corpora = [read(corpus, build / "drift") for corpus in (licence_rules(), descriptions())]
     results = {}
     for corpus, other in zip(corpora, corpora[::-1], strict=True):
-        results[corpus.name] = [run_world(corpus, other, seed) for seed in range(parsed.worlds)]
+        results[corpus.name] = [
+            run_world(corpus, other, seed, has_labels=has_labels) for seed in range(parsed.worlds)
+        ]
         (build / "drift.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
     print(render(results))
 

@@ -85,10 +85,11 @@ def require_equal_versions(packages: Sequence[str]) -> None:
     for node in ray.nodes():
         if not node["Alive"]:
             continue
-        strategy = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        on_node = ray.remote(versions).options(
+            num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        )
         try:
-            task = ray.remote(versions).options(num_cpus=0, scheduling_strategy=strategy).remote()
-            answer = ray.get(task, timeout=60)
+            answer = ray.get(on_node.remote(), timeout=60)
         except Exception as error:
             answer = shown(error)
         if answer != versions():
@@ -174,9 +175,9 @@ def _explained(name: str, namespace: str) -> Iterator[None]:
         yield
     except Exception as error:
         raise WorkloadError(
-            f"compute.data.address: RayJob {namespace}/{name}: {getattr(error, 'reason', None) or shown(error)};"
-            " see whether KubeRay's operator runs, and whether the account has the Role fullft-ray of"
-            " deploy/helm/manifests.yaml",
+            f"compute.data.address: RayJob {namespace}/{name}:"
+            f" {getattr(error, 'reason', None) or shown(error)}; see whether KubeRay's operator runs, and"
+            " whether the account has the Role fullft-ray of deploy/helm/manifests.yaml",
             "infrastructure",
         ) from error
 

@@ -350,17 +350,24 @@ def test_a_stop_that_one_rank_hears_ends_the_scoring_of_all_and_a_checkpoint_is_
         assert found["from"] == 2
         assert found["steps"][0] == 2
         assert len(found["steps"]) == 2
-    first, second = behind["stop_while_scoring"]
-    assert (first["scored"], second["scored"]) == (["begun", *["begun", "done"] * 2], [])
+        assert found["scored"] == ["begun", *["begun", "done"] * 2]
 
 
 @pytest.mark.slow
-def test_the_first_rank_alone_scores_and_loads_the_best_checkpoint(behind: dict) -> None:
-    """It alone has the trained model; another one's host may not have that checkpoint, or the folder may be
-    gone by then.
-    """
-    scores = {"best": 1, "scores": [2.0] * 5}
-    assert behind["keep_best"] == [{**scores, "loaded": ["checkpoint-1"]}, {**scores, "loaded": []}]
+def test_the_first_rank_decides_and_loads_the_best_checkpoint_for_all(behind: dict) -> None:
+    """Another one's host may not have that checkpoint, or the folder may be gone by then."""
+    first, second = behind["keep_best"]
+    assert first == {**second, "loaded": ["checkpoint-1"]}
+    assert (second["best"], second["scores"], second["loaded"]) == (1, [2.0] * 5, [])
+
+
+@pytest.mark.slow
+def test_ranks_with_whole_models_score_together(behind: dict) -> None:
+    for found in behind["score_together"]:
+        scores, num_passes = found["alone"]
+        assert found["together"] == [scores, -(-num_passes // 2)] and num_passes > 4
+        assert found["less_memory"][0] == pytest.approx(scores, rel=1e-6)
+        assert found["less_memory"][1] > found["together"][1]
 
 
 @pytest.mark.slow

@@ -13,19 +13,22 @@ import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from fullft_assets.errors import Interrupted, StoreError
+from fullft_assets.models import inference
+from fullft_assets.models.token_loss import TokenLoss
 from fullft_assets.progress import Progress
-from fullft_assets.training import finetuning, loop
+from fullft_assets.training import finetuning, loop, ranks
 from fullft_assets.training.checkpoints import Incident, RunHistory
 from fullft_assets.training.watching import Validator
 from tests.machine import free_port
 from tests.optimizer_steps import Stopping
-from tests.test_packed import LLAMA, SETTINGS, Built, fit, training
+from tests.test_packed import LLAMA, SETTINGS, Built, fit, recipe, training
 
 #: A scene takes two or three of them.
 SECONDS = 60
@@ -117,7 +120,7 @@ def roll_back(folder: Path, rank: int) -> Any:
 
 
 def keep_best(folder: Path, rank: int) -> Any:
-    """Which rank scores, and which one loads the best checkpoint: the first one scores all weights alike."""
+    """Which rank loads the best checkpoint; the first one's scores, which are all alike, decide."""
     load, loaded = loop.load_weights, []
 
     def load_seen(*arguments: Any) -> None:
@@ -125,19 +128,48 @@ def keep_best(folder: Path, rank: int) -> Any:
         loaded.append(arguments[1].name)
 
     def score(self: Built, model: Any, listener: Any) -> dict[str, float]:
-        assert rank == 0
-        return {"loss": 2.0}
+        return {"loss": 2.0 - rank}
 
     loop.load_weights, Built.score = load_seen, score
     settings = SETTINGS.model_copy(update={"keep_best": True})
     options = {"num_processes": 2, "resumable": True, "evaluate_at": range(1, 5)}
     done = fit(LLAMA, training(60, marked=True), settings, folder, **options)
     scores = [line["validation_loss"] for line in done.history if "validation_loss" in line]
-    return {"best": done.step, "scores": scores, "loaded": loaded}
+    return {
+        "best": done.step,
+        "scores": scores,
+        "loaded": loaded,
+        "sums": [weight.sum().item() for weight in done.model.parameters()],
+    }
+
+
+def score_together(folder: Path, rank: int) -> Any:
+    """Each has the whole model: the scores of the documents, and how many passes a rank makes, alone and with
+    the other one, also where the second rank runs out of memory once.
+    """
+    built, passes, of_tokens = recipe(LLAMA, training(60, marked=True)), [], TokenLoss.of_tokens
+    model, failing = built.load(SETTINGS), []
+
+    def counted(loss: TokenLoss, model: Any, inputs: Any, labels: Any) -> Any:
+        passes.append(len(labels))
+        if failing and len(labels) > 1:
+            raise torch.OutOfMemoryError(failing.pop())
+        return of_tokens(loss, model, inputs, labels)
+
+    def score(take: Callable[..., Any]) -> Any:
+        passes.clear()
+        return [take(partial(built.score, model), Progress(silent=True)), len(passes)]
+
+    TokenLoss.of_tokens, inference.BATCH_TOKENS["cpu"] = counted, 128
+    found = {"alone": score(lambda work, progress: work(progress))}
+    ranks.connect()
+    found["together"] = score(ranks.make_passes)
+    failing.extend(["no memory"] * rank)
+    return {**found, "less_memory": score(ranks.make_passes)}
 
 
 def stop_while_scoring(folder: Path, rank: int) -> Any:
-    """The second rank alone is asked to stop, while the first one scores the weights after step 2."""
+    """The second rank alone is asked to stop, while both score the weights after step 2."""
     progress, scored, validate, score = Progress(silent=True), [], Validator.validate, Built.score
 
     def validate_stopped(self: Validator, step: int, model: Any) -> Any:
@@ -184,6 +216,7 @@ SCENES: dict[str, Callable[[Path, int], Any]] = {
         roll_back,
         keep_best,
         own_disks,
+        score_together,
         stop_while_scoring,
     )
 }

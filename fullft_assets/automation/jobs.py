@@ -149,12 +149,11 @@ def _build_job_by_hand(graph: CaseGraph) -> dg.JobDefinition:
         else:
             in_use = release.read_champion(store, graph.name)
             about = config.checkpoint if config.act is Act.promote or in_use is None else in_use.checkpoint
-            act = security.Act(config.act.value, about, config.reason)
             with one_line_errors(store, graph.name):
                 waits = security.overrule(
                     store,
                     graph.use_case,
-                    act,
+                    security.Act(config.act.value, about, config.reason),
                     _person(context.run),
                     lambda: _change(graph, store, config, context.run_id),
                 )

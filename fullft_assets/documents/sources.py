@@ -300,12 +300,9 @@ class S3Prefix:
         return files, after
 
     def _page(self, after: str) -> tuple[list[dict[str, Any]], bool]:
-        where = {
-            "Prefix": self._prefix,
-            **({"StartAfter": self._prefix + after} if after else {}),
-        }
+        position = {"StartAfter": self._prefix + after} if after else {}
         try:
-            answer = self._ask("list_objects_v2", **where)
+            answer = self._ask("list_objects_v2", Prefix=self._prefix, **position)
         except FileNotFoundError as error:
             raise DataError(f"{self.uri}: bucket not found; create it or fix documents.path") from error
         except PermissionError as error:

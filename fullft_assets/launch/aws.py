@@ -110,7 +110,6 @@ class AwsLauncher(Launcher):
         """Return the lines of a stream from a token on (the empty one is its beginning), and the token to
         read on from, which is the same one at its end; without a token the stream's last lines.
         """
-        position = {"nextToken": token} if token else {}
         try:
             answer = self.ask(
                 "logs",
@@ -118,7 +117,7 @@ class AwsLauncher(Launcher):
                 logGroupName=self.log_group,
                 logStreamName=stream,
                 startFromHead=token is not None,
-                **position,
+                **({"nextToken": token} if token else {}),
             )
         except Missing:  # deleted since it was listed
             return [], token or ""

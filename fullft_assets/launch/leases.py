@@ -54,8 +54,7 @@ def leased(
         while may_wait():
             names = _take(gpus, num_gpus, folder, locks) if gpus else []
             if names is not None:
-                visible = {VISIBLE: ",".join(names), NUM_GPUS: str(len(gpus))} if gpus else {}
-                yield visible | variables
+                yield variables | ({VISIBLE: ",".join(names), NUM_GPUS: str(len(gpus))} if gpus else {})
                 return
             if not is_logged:
                 say(_why_not(gpus, num_gpus, folder))

@@ -5,7 +5,9 @@ the output layer of a classifier or tagger, with what it reads of the model belo
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import numpy as np
@@ -47,6 +49,10 @@ _NO_CLASSIFIER = "labels in transformers, nor in its own code"
 require_names(initialization, in_source=(_INITIALIZED_MARK,))
 #: Names of the dropout of attention weights in configurations (BERT; Llama, Qwen, GPT-NeoX; GPT-2).
 _ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop")
+
+
+#: Whether the processes of a training, which have equal weights, score together: batches are dealt to them.
+IS_DEALT = ContextVar("is dealt", default=False)
 
 
 def device() -> torch.device:
@@ -354,8 +360,9 @@ def in_batches(
     Args:
         forward: makes the forward pass of the chunks from the first index up to, not including, the second
             one, and returns what can be pickled.
-        model: that is scored. The processes of a sharded one have other batches at a time, and all get all
-            results. Its batches are not halved: its processes wait for each other within a pass.
+        model: that is scored. Processes that share it, and those of `IS_DEALT`, have other batches at a
+            time, and all get all results. Batches of a shared one are not halved: its processes wait for
+            each other within a pass.
         progress: reports how many chunks are done; asked whether to stop after each batch.
 
     Raises:
@@ -365,31 +372,34 @@ def in_batches(
     num_done = 0
     max_tokens = BATCH_TOKENS["cpu" if device().type == "cpu" else "gpu"]
     is_shared = is_sharded(model)
-    num_processes = torch.distributed.get_world_size() if is_shared else 1
+    is_dealt = is_shared or IS_DEALT.get()
+    num_processes = torch.distributed.get_world_size() if is_dealt else 1
     while num_done < len(lengths):
         edges = [num_done]
         while edges[-1] < len(lengths) and len(edges) <= num_processes:
             edges.append(min(len(lengths), edges[-1] + max(1, max_tokens // lengths[edges[-1]])))
         # All processes take part in each pass: one without a batch of its own makes the last one again.
-        number = min(torch.distributed.get_rank() if is_shared else 0, len(edges) - 2)
+        number = min(torch.distributed.get_rank() if is_dealt else 0, len(edges) - 2)
         start, end = edges[number : number + 2]
-        results: list[_Result] = []
+        results: list[Any] = [None]
         try:
-            results.append(forward(start, end))
+            results[0] = forward(start, end)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
             if end - start == 1 or is_shared:
-                many = "a single chunk" if end - start == 1 else f"{end - start:,} chunks"
-                raise _scoring_ran_out(f"{many} of {lengths[start]:,} tokens in a pass") from error
-        if not results:
-            # The exception is gone here, and with it the frames that held the tensors of the failed pass.
-            max_tokens = (end - start) // 2 * lengths[start]
-            free_memory()
-            continue
-        if is_shared:
+                raise _scoring_ran_out(
+                    ("a single chunk" if end - start == 1 else f"{end - start:,} chunks")
+                    + f" of {lengths[start]:,} tokens in a pass"
+                ) from error
+        if is_dealt:
             results *= num_processes
             torch.distributed.all_gather_object(results, results[0])
+        if any(result is None for result in results):
+            # The exception is gone here, and with it the frames that held the tensors of the failed pass.
+            max_tokens = max((b - a) // 2 * lengths[a] for a, b in pairwise(edges))
+            free_memory()
+            continue
         yield from results[: len(edges) - 1]
         num_done = edges[-1]
         if progress is not None:

@@ -394,10 +394,12 @@ def load_pooled_head(model: PooledClassifier, folder: ModelFolder) -> None:
     Raises:
         SettingsError: it does not fit the model.
     """
-    weights = load_file(Path(str(folder)) / _DENSE / WEIGHTS)
     try:
         model.classifier.load_state_dict(
-            {name.removeprefix("linear."): weight for name, weight in weights.items()}
+            {
+                name.removeprefix("linear."): weight
+                for name, weight in load_file(Path(str(folder)) / _DENSE / WEIGHTS).items()
+            }
         )
     except RuntimeError as error:
         raise SettingsError(

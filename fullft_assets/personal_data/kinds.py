@@ -140,8 +140,7 @@ def named_by(
         # No generator: most numbers get this far and no further.
         for stem in stem_list:
             if stem in window:
-                is_named = accept(match.string[start:end]) and words.search(window)
-                return (start, end) if is_named else None
+                return (start, end) if accept(match.string[start:end]) and words.search(window) else None
         return None
 
     return check

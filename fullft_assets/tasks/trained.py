@@ -63,12 +63,11 @@ class Lora(Baseline):
         from fullft_assets.training.finetuning import fine_tune
 
         recipe: Any = AdaptedRecipe(context.open_recipe())
-        training = lora_settings(context.settings)
         with tempfile.TemporaryDirectory(prefix="fullft-lora-") as folder:
             try:
                 fit = fine_tune(
                     recipe,
-                    training,
+                    lora_settings(context.settings),
                     context.settings.seed,
                     Path(folder),
                     context.progress,
