@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -148,7 +149,10 @@ def read(corpus: Corpus, folder: Path) -> Corpus:
         windows, counts = tokenization.chunks_with_lengths(corpus.texts)
         folder.mkdir(parents=True, exist_ok=True)
         np.savez(
-            path, embeddings=embed(model, windows), num_tokens=np.array(counts), content=np.array(content)
+            path,
+            embeddings=embed(model, windows),
+            num_tokens=np.array(counts),
+            content=np.array(content),
         )
     arrays = np.load(path)
     about = (corpus.name, corpus.texts, corpus.groups, corpus.labels, corpus.parts)
@@ -289,12 +293,11 @@ class World:
 
 
 def _join(*parts: Features) -> Features:
-    return Features(
-        **{
-            name: None if value is None else np.concatenate([getattr(part, name) for part in parts])
-            for name, value in vars(parts[0]).items()
-        }
-    )
+    arrays: dict[str, Any] = {
+        name: None if value is None else np.concatenate([getattr(part, name) for part in parts])
+        for name, value in vars(parts[0]).items()
+    }
+    return Features(**arrays)
 
 
 class Stream:

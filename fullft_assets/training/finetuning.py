@@ -199,8 +199,9 @@ class TrainingSegment:
         self.loop: training_loop.Loop | None = None
 
     def _fit_head(self) -> None:
-        """Begin with a head that fits the base model's representations, in all processes the first one's."""
+        """Begin with a head that fits the base model's representations; the first process fits it for all."""
         weights = ranks.make_passes(
+            self.model,
             lambda listener: self.shared.recipe.fit_head(self.model, self.settings, listener),
             self.shared.progress,
         )
@@ -482,27 +483,33 @@ class TrainingSegment:
             training_loop.load_weights(self.model, checkpoint_of(run.folder, step))
         elif problem := ranks.run_on_first(load, run.progress):
             raise StoreError(f"best step {step:,}: {problem}; delete {run.folder} to train again")
-        else:
-            ranks.send_weights(self.model)
 
     def _interpolate(self, model: PreTrainedModel, step: int) -> regularization.Interpolated:
         recipe = self.shared.recipe
+        progress = self.shared.progress
         self.validator.max_rise = self.settings.max_general_rise
-        with inference.scoring():
-            interpolated = regularization.interpolate(
+        is_shared = inference.is_sharded(model)
+
+        def interpolate(listener: Listener) -> regularization.Interpolated | None:
+            return regularization.interpolate(
                 model,
-                sharding.load(recipe.load_original, self.settings, is_shared=inference.is_sharded(model)),
+                sharding.load(recipe.load_original, self.settings, is_shared=is_shared),
                 self.settings.wise_ft,
-                # All processes have the first one's scores, and choose the same alpha.
-                lambda: self.validator.score_now(model),
+                # Processes that share the model must choose the same alpha.
+                lambda: (
+                    self.validator.score_now(model) if is_shared else self.validator.score(model, listener)
+                ),
                 has_new_head=recipe.has_new_head,
                 is_spent=self.validator.is_spent,
             )
+
+        with inference.scoring():
+            interpolated = ranks.make_passes(model, interpolate, progress)
         if interpolated is None:
             raise self.validator.over_budget(step)
         for line in interpolated.scores:
             scores = in_words({name: value for name, value in line.items() if name != "alpha"})
-            self.shared.progress.say(
+            progress.say(
                 f"{'chosen: ' if line['alpha'] == interpolated.alpha else ''}{line['alpha']:g} of the"
                 f" fine-tuned weights: {scores}"
             )

@@ -4,7 +4,6 @@ findings (a warning, a roll-back, the end of training).
 
 import math
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -53,7 +52,9 @@ class Validator:
         if score_before(recorder.log.lines) is not None:
             return
         with scoring():
-            scores = ranks.make_passes(partial(self._recipe.score_general, model), recorder.progress)
+            scores = ranks.make_passes(
+                model, lambda listener: self._recipe.score_general(model, listener), recorder.progress
+            )
         if not all(map(math.isfinite, scores.values())):
             raise DivergenceError(
                 "snapshot.general: the outputs of the weights that training begins with are not finite on it"
@@ -76,7 +77,9 @@ class Validator:
     def score_now(self, model: PreTrainedModel) -> dict[str, float]:
         """Return the `score` of a model in all processes, which must all call this."""
         with scoring():
-            return ranks.make_passes(partial(self.score, model), self._recorder.progress)
+            return ranks.make_passes(
+                model, lambda listener: self.score(model, listener), self._recorder.progress
+            )
 
     def validate(self, step: int, model: PreTrainedModel) -> dict[str, Any]:
         """Score the weights after a step; return the recorded line."""
