@@ -354,11 +354,12 @@ def test_a_stop_that_one_rank_hears_ends_the_scoring_of_all_and_a_checkpoint_is_
 
 
 @pytest.mark.slow
-def test_the_first_rank_decides_and_loads_the_best_checkpoint_for_all(behind: dict) -> None:
-    """Another one's host may not have that checkpoint, or the folder may be gone by then."""
-    first, second = behind["keep_best"]
-    assert first == {**second, "loaded": ["checkpoint-1"]}
-    assert (second["best"], second["scores"], second["loaded"]) == (1, [2.0] * 5, [])
+def test_the_first_rank_decides_and_alone_loads_the_best_checkpoint(behind: dict) -> None:
+    """It alone has the trained model; another one's host may not have that checkpoint, or the folder may be
+    gone by then.
+    """
+    scores = {"best": 1, "scores": [2.0] * 5}
+    assert behind["keep_best"] == [{**scores, "loaded": ["checkpoint-1"]}, {**scores, "loaded": []}]
 
 
 @pytest.mark.slow

@@ -135,12 +135,7 @@ def keep_best(folder: Path, rank: int) -> Any:
     options = {"num_processes": 2, "resumable": True, "evaluate_at": range(1, 5)}
     done = fit(LLAMA, training(60, marked=True), settings, folder, **options)
     scores = [line["validation_loss"] for line in done.history if "validation_loss" in line]
-    return {
-        "best": done.step,
-        "scores": scores,
-        "loaded": loaded,
-        "sums": [weight.sum().item() for weight in done.model.parameters()],
-    }
+    return {"best": done.step, "scores": scores, "loaded": loaded}
 
 
 def score_together(folder: Path, rank: int) -> Any:
@@ -163,9 +158,9 @@ def score_together(folder: Path, rank: int) -> Any:
     TokenLoss.of_tokens, inference.BATCH_TOKENS["cpu"] = counted, 128
     found = {"alone": score(lambda work, progress: work(progress))}
     ranks.connect()
-    found["together"] = score(ranks.make_passes)
+    found["together"] = score(ranks.deal_passes)
     failing.extend(["no memory"] * rank)
-    return {**found, "less_memory": score(ranks.make_passes)}
+    return {**found, "less_memory": score(ranks.deal_passes)}
 
 
 def stop_while_scoring(folder: Path, rank: int) -> Any:

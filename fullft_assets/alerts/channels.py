@@ -87,9 +87,10 @@ class Webhook(_Channel):
     def send(self, alert: Alert) -> None:
         """Post an alert; an answer other than 2xx is an error."""
         url = read_secret(self.settings.url)
-        body = json.dumps(asdict(alert)).encode()
         try:
-            request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
+            request = urllib.request.Request(
+                url, json.dumps(asdict(alert)).encode(), {"Content-Type": "application/json"}
+            )
             urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS).close()
         except urllib.error.HTTPError as error:
             raise AlertError(f"{self.settings.url} answered {error.code} {error.reason}") from None

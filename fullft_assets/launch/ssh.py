@@ -54,8 +54,11 @@ class SshLauncher(Launcher):
     @property
     def place(self) -> str:
         options = self.settings.options
-        user = f"{options['User']}@" if "User" in options else ""
-        return f"{user}{self.settings.host}" + (f":{options['Port']}" if "Port" in options else "")
+        return (
+            (f"{options['User']}@" if "User" in options else "")
+            + self.settings.host
+            + (f":{options['Port']}" if "Port" in options else "")
+        )
 
     def submit(self, spec: LaunchSpec) -> None:
         root = {} if self.settings.folder is None else {PROJECT_ROOT: "."}  # where the shell there has gone

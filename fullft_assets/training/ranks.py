@@ -13,7 +13,7 @@ from typing import Any, TypeVar, cast
 import torch
 
 from fullft_assets.errors import Interrupted, StoreError
-from fullft_assets.models.inference import IS_DEALT, device
+from fullft_assets.models.inference import IS_DEALT, device, is_sharded
 from fullft_assets.progress import Listener, Progress
 from fullft_assets.ranks import is_first_local_rank, is_first_rank
 
@@ -145,20 +145,21 @@ def _any_unless_stopped(progress: Progress, flag: bool) -> bool:
     return any_set
 
 
-def make_passes(work: Callable[[Listener], _Value], progress: Progress) -> _Value:
-    """Run work that makes passes of a model without training it in all processes, which must all call this,
-    and return the first one's result. Each makes its share of the passes.
+def make_passes(model: torch.nn.Module, work: Callable[[Listener], _Value], progress: Progress) -> _Value:
+    """Run work that makes passes of a model without training it, and return its result in all processes,
+    which must all call this: those that share the model make the passes together, else the first one does.
+    """
+    return from_first(work(StopListener(progress))) if is_sharded(model) else run_on_first(work, progress)
+
+
+def deal_passes(work: Callable[[Listener], _Value], progress: Progress) -> _Value:
+    """Run work that makes passes of a model without training it in all processes, which must all call this
+    and share the model or have equal weights, and return the first one's result. Each makes its share of the
+    passes.
     """
     context = copy_context()
     context.run(IS_DEALT.set, _are_connected())
     return from_first(context.run(work, StopListener(progress)))
-
-
-def send_weights(model: torch.nn.Module) -> None:
-    """Give a model in all processes the first one's weights; all must call this."""
-    if _are_connected():
-        for tensor in model.state_dict().values():
-            torch.distributed.broadcast(tensor, 0)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ findings (a warning, a roll-back, the end of training).
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -52,9 +53,7 @@ class Validator:
         if score_before(recorder.log.lines) is not None:
             return
         with scoring():
-            scores = ranks.make_passes(
-                model, lambda listener: self._recipe.score_general(model, listener), recorder.progress
-            )
+            scores = ranks.deal_passes(partial(self._recipe.score_general, model), recorder.progress)
         if not all(map(math.isfinite, scores.values())):
             raise DivergenceError(
                 "snapshot.general: the outputs of the weights that training begins with are not finite on it"
@@ -83,7 +82,8 @@ class Validator:
 
     def validate(self, step: int, model: PreTrainedModel) -> dict[str, Any]:
         """Score the weights after a step; return the recorded line."""
-        scores = self.score_now(model)
+        with scoring():
+            scores = ranks.deal_passes(partial(self.score, model), self._recorder.progress)
         line = {"step": step, **scores}
         self._recorder.record(line)
         by_name = {name.removeprefix("validation_"): value for name, value in scores.items()}
