@@ -210,9 +210,9 @@ def read_index(store: Store, snapshot: Manifest) -> pa.Table:
     folder = store.folder(snapshot)
     index = pq.read_table(folder / "index.parquet")
     places = pq.read_table(folder / "places.parquet", columns=["source", "row", "batch"])
-    for name in places.column_names:
-        index = index.append_column(name, places[name])
-    return index
+    return pa.Table.from_arrays(
+        [*index.columns, *places.columns], [*index.column_names, *places.column_names]
+    )
 
 
 def read_rows(path: Path, column: str, positions: np.ndarray) -> pa.ChunkedArray:

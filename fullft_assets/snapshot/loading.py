@@ -112,8 +112,7 @@ def load_split(store: Store, snapshot: Manifest, name: SplitName, *, chunks: boo
 
 def _index_of(store: Store, snapshot: Manifest, name: SplitName) -> pa.Table:
 
-    index = read_index(store, snapshot)
-    return index.filter(pc.equal(index["split"], name))
+    return read_index(store, snapshot).filter(pc.field("split") == name)
 
 
 def load_values(store: Store, snapshot: Manifest, name: SplitName, column: str) -> dict[str, Any]:
