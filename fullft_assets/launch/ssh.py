@@ -54,11 +54,9 @@ class SshLauncher(Launcher):
     @property
     def place(self) -> str:
         options = self.settings.options
-        return (
-            (f"{options['User']}@" if "User" in options else "")
-            + self.settings.host
-            + (f":{options['Port']}" if "Port" in options else "")
-        )
+        user = f"{options['User']}@" if "User" in options else ""
+        port = f":{options['Port']}" if "Port" in options else ""
+        return f"{user}{self.settings.host}{port}"
 
     def submit(self, spec: LaunchSpec) -> None:
         root = {} if self.settings.folder is None else {PROJECT_ROOT: "."}  # where the shell there has gone

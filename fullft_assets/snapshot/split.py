@@ -127,17 +127,9 @@ def freeze_batches(
             np.flatnonzero(rows.batch == number)[batches[name].untrained],
             "conversations without a trained token",
         )
+    superseded = drop_superseded(rows, batches, task.target)
     try:
-        return _freeze(
-            rows,
-            drop_superseded(rows, batches, task.target),
-            batches,
-            settings,
-            seed,
-            task,
-            ledger,
-            say,
-        )
+        return _freeze(rows, superseded, batches, settings, seed, task, ledger, say)
     except DataError as error:
         num_superseded = rows.dropped[SUPERSEDED]
         # The share of the rows that corrections of documents hardly exceed.
