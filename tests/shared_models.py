@@ -24,12 +24,16 @@ from torch.distributed.tensor import DTensor
 from transformers import BertConfig, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from fullft_assets.errors import Interrupted
+from fullft_assets.launch.workloads import planning
 from fullft_assets.launch.workloads.evaluation import work
 from fullft_assets.models import inference
 from fullft_assets.models.token_loss import TokenLoss
 from fullft_assets.settings import DistillationSettings
 from fullft_assets.snapshot.general import General
+from fullft_assets.store import Manifest
+from fullft_assets.tasks.classification.baselines import Tfidf
 from fullft_assets.tasks.classification.recipe import ClassificationRecipe
+from fullft_assets.tasks.context import store_baseline
 from fullft_assets.tasks.language import scoring
 from fullft_assets.tasks.language.recipe import NextTokenRecipe
 from fullft_assets.tasks.prompting import BaseModel
@@ -41,10 +45,11 @@ from fullft_assets.training.optimizers.low_memory import local
 from fullft_assets.training.recipe import Recipe
 from fullft_assets.training.sharding import Part
 from fullft_assets.training.watching import Validator
-from tests.prepared import QUIET, write_tiny_model
+from tests.prepared import QUIET, Prepared, prepare, write_tiny_model
 from tests.scattered_trainings import Noting
 from tests.test_evaluation_language_workload import Lab
 from tests.test_isolation import SMALL
+from tests.test_lora import LABELLED
 from tests.test_packed import LLAMA, SETTINGS, documents, recipe, training
 from tests.two_ranks import play
 
@@ -161,6 +166,8 @@ def base_model(folder: Path) -> Any:
             base_model=folder / "model",
             added_tokens=(),
             progress=QUIET,
+            listener=ranks.StopListener(QUIET),
+            shares_models=count > 1,
             open_recipe=lambda: recipe,
         )
 
@@ -208,6 +215,55 @@ def evaluation(folder: Path) -> Any:
         }
 
     return {"whole": evaluate(1), "shared": evaluate(2)}
+
+
+def stages(folder: Path) -> Any:
+    """Plan, baselines, pilot and evaluation of each labelled task, beside a champion that shares nothing."""
+    return {task: stages_of(prepare(folder / task, tiny=True, **LABELLED[task])) for task in LABELLED}
+
+
+def stages_of(case: Prepared) -> dict[str, Any]:
+    checkpoint = case.train("k", precision="fp32")
+
+    def run(count: int) -> dict[str, Any]:
+        key = f"of-{count}"
+        job = case.job(
+            "pilot_run",
+            key,
+            training={"sharding": "fsdp2", "precision": "fp32", "micro_batch_size": 4},
+            launcher={"processes": 2},
+            release={"min_effective_groups": 2},
+        )
+
+        def made(stage: str) -> Manifest:
+            return case.store.find(job.case, stage, key)
+
+        def inputs_of_evaluation() -> dict[str, str]:
+            inputs = {stage: made(stage) for stage in ("cheaper_baselines", "pilot_run")}
+            weakest = job.settings.baselines[0]
+            baselines = inputs["cheaper_baselines"]
+            champion = store_baseline(job, case.store, case.snapshot, baselines, weakest, QUIET)
+            inputs |= {"finetuned_checkpoint": checkpoint, "champion": champion}
+            return {**job.inputs, **{stage: manifest.ref for stage, manifest in inputs.items()}}
+
+        def scene(_: Path, rank: int) -> int:
+            if rank:
+                PreTrainedModel.from_pretrained = None
+                Tfidf.predict = None
+            planning.work(job, case.store, QUIET)
+            inputs = ranks.from_first({} if rank else inputs_of_evaluation())
+            work(job.model_copy(update={"stage": "evaluation_report", "inputs": inputs}), case.store, QUIET)
+            return rank
+
+        assert play(case.project.root / str(count), scene, count) == list(range(count))
+        rows = pq.read_table(case.store.folder(made("evaluation_report")) / "predictions.parquet")
+        return {
+            "scores": made("cheaper_baselines").metadata["scores"],
+            "pilot": made("pilot_run").metadata["learning_curve"][0],
+            "rows": rows.to_pydict(),
+        }
+
+    return {"whole": run(1), "shared": run(2)}
 
 
 def train(
@@ -408,6 +464,7 @@ SCENES: dict[str, Callable[[Path], Any]] = {
         classifier,
         base_model,
         evaluation,
+        stages,
         checkpoints,
         by_host,
         rungs,

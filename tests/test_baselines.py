@@ -10,7 +10,7 @@ from scipy.special import softmax
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 
-from fullft_assets.models.inference import embed
+from fullft_assets.models.inference import embed, load_base
 from fullft_assets.snapshot import Split
 from fullft_assets.tasks.baseline import Baseline, BaselineContext, load_all
 from fullft_assets.tasks.classification.baselines import TFIDF_C, FrozenProbe, Majority, Tfidf, fit_on_states
@@ -72,7 +72,9 @@ def test_the_regression_is_that_of_the_strength_which_is_best_on_validation_rows
 @pytest.mark.usefixtures("fp32")
 def test_the_probe_reads_the_mean_of_all_tokens(prepared, fitted) -> None:
     validation, weights = prepared.split("validation"), fitted["frozen_probe"].weights
-    scores = embed(prepared.base_model, validation.chunks) @ weights.coefficients.T + weights.intercept
+    scores = (
+        embed(load_base(prepared.base_model), validation.chunks) @ weights.coefficients.T + weights.intercept
+    )
     np.testing.assert_allclose(fitted["frozen_probe"].predict(validation), softmax(scores, axis=1), atol=1e-5)
 
 

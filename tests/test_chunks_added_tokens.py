@@ -13,7 +13,7 @@ import torch
 from fullft_assets.chunks import Tokenization, former_pieces, save_tokenizer, tokenizer_digest
 from fullft_assets.errors import SettingsError
 from fullft_assets.launch.workloads import evaluation, planning
-from fullft_assets.models.inference import load_classifier, predict
+from fullft_assets.models.inference import load_classifier, predict_with
 from fullft_assets.models.loading import initialise_added
 from fullft_assets.settings import ChunksSettings
 from fullft_assets.store import Manifest
@@ -183,7 +183,7 @@ class TestWorkloads:
         for name, checkpoint in (("champion", plain), ("finetuned", extended)):
             folder = case.store.folder(checkpoint["finetuned_checkpoint"]) / "model"
             chunks = Tokenization.load_saved(folder, case.use_case.settings.chunks).chunks(test.texts)
-            np.testing.assert_allclose(found[name], predict(folder, chunks), atol=1e-5)
+            np.testing.assert_allclose(found[name], predict_with(load_classifier(folder), chunks), atol=1e-5)
         evaluation.work(job, case.store, prepared.QUIET)
         report = case.store.find(case.use_case.name, "evaluation_report", "k")
         assert report.metadata["num_test_rows"] == len(test)

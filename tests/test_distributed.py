@@ -335,6 +335,20 @@ def test_they_evaluate_language_models_together(shared: dict[str, Any]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("task", ["classification", "multi_label", "token_classification"])
+def test_they_plan_and_evaluate_encoders_together(task: str, shared: dict[str, Any]) -> None:
+    whole, together = (shared["stages"][task][name] for name in ("whole", "shared"))
+    assert together["scores"] == pytest.approx(whole["scores"], abs=1e-3)
+    assert together["pilot"] == pytest.approx(whole["pilot"], abs=1e-3)
+    assert together["rows"].keys() == whole["rows"].keys()
+    for name, values in whole["rows"].items():
+        is_measured = isinstance(values[0], float)
+        assert together["rows"][name] == (
+            pytest.approx(values, rel=1e-3, abs=1e-5) if is_measured else values
+        )
+
+
+@pytest.mark.slow
 def test_ranks_roll_back_to_the_same_checkpoint_whenever_the_history_is_written(behind: dict) -> None:
     for found in behind["roll_back"]:
         assert found["segments"] == [0, 2]

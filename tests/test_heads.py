@@ -102,7 +102,9 @@ def test_a_saved_classifier_answers_the_same(case: Prepared, architecture: Path,
     windows = recipe.validation.chunks[:20]
     loading.save_model(model, tmp_path / "saved", 64)
     expected = inference.predict_with(model, windows)
-    np.testing.assert_allclose(inference.predict(tmp_path / "saved", windows), expected, atol=1e-6)
+    np.testing.assert_allclose(
+        inference.predict_with(inference.load_classifier(tmp_path / "saved"), windows), expected, atol=1e-6
+    )
     is_pooled = isinstance(model, loading.PooledClassifier)
     assert is_pooled == (architecture.name in ("roberta", "deberta"))
     if not is_pooled:  # transformers has it as it is

@@ -69,13 +69,13 @@ def test_pooled_batches_equal_the_slow_loop(model, chunks, fp32, monkeypatch, ba
     found = inference.predict_with(model, chunks)
     probabilities, embeddings = slowly(model, chunks)
     np.testing.assert_allclose(found, probabilities, atol=2e-5)
-    np.testing.assert_allclose(inference.embed_with(model, chunks), embeddings, atol=2e-5)
+    np.testing.assert_allclose(inference.embed(model, chunks), embeddings, atol=2e-5)
     np.testing.assert_allclose(found.sum(1), 1, atol=1e-6)
 
 
 def test_embeddings_without_a_head_are_the_same(base_model, model, chunks, fp32) -> None:
     np.testing.assert_allclose(
-        inference.embed(base_model, chunks), inference.embed_with(model, chunks), atol=2e-5
+        inference.embed(inference.load_base(base_model), chunks), inference.embed(model, chunks), atol=2e-5
     )
 
 

@@ -407,21 +407,21 @@ class TestMachine:
 
 
 @pytest.mark.parametrize(
-    ("workload", "sharding", "processes", "task", "ranks"),
+    ("workload", "sharding", "processes", "ranks"),
     [
-        ("training", "none", 2, "classification", True),
-        ("planning", "fsdp2", 2, "classification", True),
-        ("planning", "none", 2, "classification", False),
-        ("planning", "fsdp2", 1, "classification", False),
-        ("evaluation", "fsdp2", 2, "classification", False),
-        ("evaluation", "fsdp2", 2, "sft", True),
-        ("evaluation", "none", 2, "sft", False),
+        ("training", "none", 2, True),
+        ("planning", "fsdp2", 2, True),
+        ("planning", "none", 2, False),
+        ("planning", "fsdp2", 1, False),
+        ("evaluation", "fsdp2", 2, True),
+        ("evaluation", "none", 2, False),
+        ("monitoring", "fsdp2", 2, False),
     ],
 )
 def test_planning_and_evaluation_have_ranks_where_they_share_the_model(
-    workload: str, sharding: str, processes: int, task: str, ranks: bool, tmp_path: Path
+    workload: str, sharding: str, processes: int, ranks: bool, tmp_path: Path
 ) -> None:
-    arguments = _arguments(tmp_path, workload, sharding, processes, task)
+    arguments = _arguments(tmp_path, workload, sharding, processes)
     assert ("torch.distributed.run" in arguments) is ranks
     assert arguments[-3:] == [
         f"fullft_assets.launch.workloads.{workload}",
@@ -438,13 +438,10 @@ def test_planning_has_ranks_where_this_machine_has_a_gpu_for_each(
     assert ("torch.distributed.run" in _arguments(tmp_path, "planning", "fsdp2", 2)) is ranks
 
 
-def _arguments(
-    folder: Path, workload: str, sharding: str, processes: int, task: str = "classification"
-) -> list[str]:
+def _arguments(folder: Path, workload: str, sharding: str, processes: int) -> list[str]:
     job, _ = probe_job(folder, "writes")
     training = job.settings.training.model_copy(update={"sharding": sharding})
-    changes = {"training": training, "examples": job.settings.examples.model_copy(update={"task": task})}
-    job = job.model_copy(update={"settings": job.settings.model_copy(update=changes)})
+    job = job.model_copy(update={"settings": job.settings.model_copy(update={"training": training})})
     launcher = local.LocalLauncher(LauncherSettings(processes=processes))
     return (
         LaunchDriver(lambda _: launcher).spec(launcher, workload, job, arguments=["--job", "uri"]).arguments

@@ -18,6 +18,7 @@ from fullft_assets.errors import SettingsError
 from fullft_assets.models import loading
 from fullft_assets.models.inference import (
     embed,
+    load_base,
     load_causal,
     load_classifier,
     load_new_classifier,
@@ -26,7 +27,6 @@ from fullft_assets.models.inference import (
 from fullft_assets.store import Manifest
 from fullft_assets.tasks.classification.scoring import model_labels
 from fullft_assets.tasks.context import open_recipe
-from fullft_assets.tasks.token_classification import recipe as tagging
 from tests import own_code
 from tests.prepared import Prepared, command, prepare, write_tiny_model
 
@@ -74,7 +74,7 @@ def checkpoint(case: Prepared, places: dict[str, Path]) -> Manifest:
 
 @pytest.mark.parametrize(
     "read",
-    [load_classifier, load_tagger, load_causal, load_new_classifier, model_labels, tagging.load_finder],
+    [load_classifier, load_tagger, load_causal, load_new_classifier, model_labels],
 )
 def test_code_does_not_run_without_the_key(copy: Path, read: Callable[[ModelFolder], Any]) -> None:
     ran = copy / "ran"
@@ -162,7 +162,7 @@ class TestRefusals:
         own_code.configure(copy, auto_map={**own_code.AUTO_MAP, "AutoModel": reference})
         (problem,) = self.problems(case, copy)
         with pytest.raises(SettingsError, match=message) as error:
-            embed(TrustedFolder(copy), [[[101, 102]]])
+            embed(load_base(TrustedFolder(copy)), [[[101, 102]]])
         assert problem == f"trust_remote_code: {error.value}"
 
     def test_a_package_that_is_not_installed(self, copy: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from fullft_assets.checking.validation import load_use_case
 from fullft_assets.chunks import Tokenization, chunk
 from fullft_assets.errors import SettingsError
-from fullft_assets.models.inference import embed
+from fullft_assets.models.inference import embed, load_base
 from fullft_assets.snapshot import general
 from fullft_assets.snapshot.screening import Screen
 from fullft_assets.store import Manifest
@@ -133,8 +133,8 @@ def test_several_labels_and_spans_are_measured_on_it(
     )
     made = case.train("k")
     assert made.metadata["general_before"] == pytest.approx(0, abs=1e-6)
-    tuned = embed(case.store.folder(made) / "model", found.chunks)
-    base = embed(case.base_model, found.chunks)
+    tuned = embed(load_base(case.store.folder(made) / "model"), found.chunks)
+    base = embed(load_base(case.base_model), found.chunks)
     cosine = (tuned * base).sum(1) / np.linalg.norm(tuned, axis=1) / np.linalg.norm(base, axis=1)
     assert made.metadata["general_distance"] == pytest.approx(1 - cosine.mean(), rel=1e-2, abs=1e-6)
     assert (

@@ -12,7 +12,7 @@ from fullft_assets import report
 from fullft_assets.errors import DivergenceError
 from fullft_assets.evaluation.base import forgetting_of
 from fullft_assets.models import precision
-from fullft_assets.models.inference import embed, embed_with, load_causal, load_classifier
+from fullft_assets.models.inference import embed, load_base, load_causal, load_classifier
 from fullft_assets.models.token_loss import score_documents
 from fullft_assets.snapshot import general
 from fullft_assets.store import Manifest
@@ -89,11 +89,13 @@ class TestScores:
     def test_of_an_encoder_are_how_far_its_representations_moved(self, encoder: Prepared) -> None:
         made = encoder.train("scored")
         measured = general.load(encoder.store, encoder.snapshot)
-        base = embed(encoder.base_model, measured.chunks, computed_in="fp32")
+        original = load_base(encoder.base_model)
+        precision.set_scoring(original, "fp32")
+        base = embed(original, measured.chunks)
         model = precision.score_alike(
             load_classifier(encoder.store.folder(made) / "model"), encoder.use_case.settings.training
         )
-        tuned = embed_with(model, measured.chunks)
+        tuned = embed(model, measured.chunks)
         cosine = (base * tuned).sum(1) / np.linalg.norm(base, axis=1) / np.linalg.norm(tuned, axis=1)
         assert made.metadata["general_before"] == pytest.approx(0, abs=1e-6)
         assert (

@@ -154,7 +154,7 @@ class Launcher(ABC):
         """
 
     def has_room(self, processes: int) -> bool:
-        """Return whether so many processes can compute at once where planning runs."""
+        """Return whether so many processes can compute at once where planning and evaluation run."""
         return True
 
     def hourly_usd(self, planning: "PlanningSettings", processes: int) -> float | None:

@@ -241,23 +241,16 @@ def _without_attention_dropout(config: PretrainedConfig) -> dict[str, object]:
     return {name: 0.0 for name in _ATTENTION_DROPOUT if hasattr(config, name)}
 
 
-def predict(
-    model_folder: ModelFolder, chunks: Sequence[Sequence[Sequence[int]]], *, progress: Listener | None = None
+def predict_with(
+    model: PreTrainedModel, chunks: Sequence[Sequence[Sequence[int]]], *, progress: Listener | None = None
 ) -> np.ndarray:
-    """Return the probabilities [rows, labels] that a fine-tuned model gives documents, each pooled over its
-    chunks, float32.
+    """Return the probabilities [rows, labels] that a classifier gives documents, each pooled over its chunks,
+    float32; the model's mode is restored.
 
     One label a row: the mean of the chunks' logits, then a softmax. Several: the mean of the chunks'
     probabilities of each label. A label of a single chunk still counts then, which a mean of logits would
     hide.
     """
-    return predict_with(load_classifier(model_folder), chunks, progress=progress)
-
-
-def predict_with(
-    model: PreTrainedModel, chunks: Sequence[Sequence[Sequence[int]]], *, progress: Listener | None = None
-) -> np.ndarray:
-    """Like `predict`, with a model that is loaded already; its mode is restored."""
     assert model.config.num_labels is not None, "a classifier knows its labels"
     logits = np.zeros((len(chunks), model.config.num_labels), np.float32)
     has_several = model.config.problem_type == MULTI_LABEL
@@ -272,29 +265,15 @@ def predict_with(
     return logits if has_several else softmax(logits, axis=1)
 
 
+def load_base(folder: ModelFolder) -> PreTrainedModel:
+    """Load a base model without a head, in fp32."""
+    return loading.load(AutoModel, folder, dtype=torch.float32)
+
+
 def embed(
-    model_folder: ModelFolder,
-    chunks: Sequence[Sequence[Sequence[int]]],
-    *,
-    added_tokens: Sequence[str] = (),
-    computed_in: precision.Precision | None = None,
-    progress: Listener | None = None,
-) -> np.ndarray:
-    """Return the mean-pooled last hidden states [rows, hidden] of a base model, before any training.
-
-    Args:
-        computed_in: precision of the passes. Default: that of `auto` on this machine.
-    """
-    model = loading.load(AutoModel, model_folder, dtype=torch.float32)
-    precision.set_scoring(model, computed_in)
-    loading.initialise_added(model, model_folder, added_tokens)
-    return embed_with(model, chunks, progress=progress)
-
-
-def embed_with(
     model: PreTrainedModel, chunks: Sequence[Sequence[Sequence[int]]], *, progress: Listener | None = None
 ) -> np.ndarray:
-    """Like `embed`, with a model that is loaded already; its mode is restored."""
+    """Return a model's mean-pooled last hidden states [rows, hidden]; its mode is restored."""
     embeddings = np.zeros((len(chunks), model.config.hidden_size), np.float32)
 
     def read(items: Items, inputs: Inputs, output: Any) -> tuple[list[int], np.ndarray]:
@@ -493,20 +472,26 @@ def set_head_weights(model: PreTrainedModel, weights: HeadWeights) -> None:
 
 
 def read_by_head(
-    model: PreTrainedModel, chunks: Chunks, listener: Listener | None
-) -> Iterator[tuple[Items, np.ndarray, list[int]]]:
-    """Yield (document, chunk) of each chunk of a pass, what the output layer reads, and the chunks' lengths.
+    model: PreTrainedModel,
+    chunks: Chunks,
+    listener: Listener | None,
+    pick: Callable[[Items, np.ndarray, list[int]], np.ndarray],
+) -> Iterator[tuple[Items, np.ndarray]]:
+    """Yield (document, chunk) of each chunk of a pass, and what is picked of what the output layer reads.
 
-    It reads [chunks, features] in a classifier, and [chunks, tokens, features] in a tagger and in the
-    classifier of a decoder.
+    Args:
+        pick: takes the chunks, what the layer reads, and the chunks' lengths: [chunks, features] in a
+            classifier, [chunks, tokens, features] in a tagger and in the classifier of a decoder. Processes
+            that share the model send each other what it returns.
     """
     inputs_of_layer: list[torch.Tensor] = []
     hook = output_layer(model).register_forward_pre_hook(
         lambda layer, inputs: inputs_of_layer.append(inputs[0].float())
     )
 
-    def read(items: Items, inputs: Inputs, _: Any) -> tuple[Items, np.ndarray, list[int]]:
-        return items, inputs_of_layer.pop().cpu().numpy(), inputs["attention_mask"].sum(1).tolist()
+    def read(items: Items, inputs: Inputs, _: Any) -> tuple[Items, np.ndarray]:
+        states = inputs_of_layer.pop().cpu().numpy()
+        return items, pick(items, states, inputs["attention_mask"].sum(1).tolist())
 
     try:
         yield from forward_batches(model, chunks, listener, read)
@@ -521,8 +506,11 @@ def features_of_documents(
     over its chunks.
     """
     features = np.zeros((len(chunks), output_layer(model).in_features), np.float32)
-    for items, states, lengths in read_by_head(model, chunks, listener):
-        if states.ndim == 3:  # a decoder's classifier: the last token decides
-            states = states[np.arange(len(states)), np.array(lengths) - 1]
+
+    def pick(items: Items, states: np.ndarray, lengths: list[int]) -> np.ndarray:
+        # A decoder's classifier: the last token decides.
+        return states if states.ndim == 2 else states[np.arange(len(states)), np.array(lengths) - 1]
+
+    for items, states in read_by_head(model, chunks, listener, pick):
         np.add.at(features, [row for row, _ in items], states)
     return features / np.array([len(document) for document in chunks], np.float32)[:, None]

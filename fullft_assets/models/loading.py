@@ -394,6 +394,8 @@ def load_pooled_head(model: PooledClassifier, folder: ModelFolder) -> None:
     Raises:
         SettingsError: it does not fit the model.
     """
+    if is_outline(model):
+        return
     try:
         model.classifier.load_state_dict(
             {

@@ -19,7 +19,6 @@ from fullft_assets.launch import records
 from fullft_assets.launch.base import Launcher, LaunchSpec, Logs, Status, Unreachable
 from fullft_assets.resources.run_workers import is_gone, logged_pid
 from fullft_assets.store import Manifest, Store
-from fullft_assets.task import task_of
 
 #: Time before the first retry; each further one waits twice as long.
 RETRY_SECONDS = 30.0
@@ -101,11 +100,10 @@ class LaunchDriver:
         the job must not outlive.
         """
         processes = launcher.settings.processes
-        shares_models = workload == "planning" or (
-            workload == "evaluation" and task_of(job.settings.examples).is_generative
-        )
         is_shared = workload == "training" or (
-            shares_models and job.settings.training.sharding != "none" and launcher.has_room(processes)
+            workload in ("planning", "evaluation")
+            and job.settings.training.sharding != "none"
+            and launcher.has_room(processes)
         )
         return LaunchSpec(
             name,

@@ -706,8 +706,8 @@ class ComputeSettings(Settings):
     """Workloads that run elsewhere than `launcher` says, which is where training runs: each of `ingestion`
     (documents, examples and chunks of a batch: one process, which reads documents.path itself; default: in
     the run, wherever `launcher` is), `planning` (plan, baselines and pilot, which measure the machine that
-    they run on), `evaluation` (candidates: one process) and `monitoring` (production documents are predicted,
-    and drift is tested: one process) has a section with the keys of `launcher`.
+    they run on), `evaluation` (candidates) and `monitoring` (production documents are predicted, and drift is
+    tested: one process) has a section with the keys of `launcher`.
 
     If a section is of the same kind as `launcher`, it needs only the keys that differ.
     """
@@ -728,7 +728,7 @@ class ComputeSettings(Settings):
         default=None,
         description="Where plan, baselines and pilot run. They measure the machine that they run on.",
     )
-    evaluation: Elsewhere = Field(default=None, description="Where candidates are evaluated: one process.")
+    evaluation: Elsewhere = Field(default=None, description="Where candidates are evaluated.")
     monitoring: Elsewhere = Field(
         default=None,
         description="Where production documents are predicted, and drift is tested: one process.",

@@ -3,7 +3,7 @@
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -13,7 +13,7 @@ from fullft_assets.artifacts import BASELINE_FILE
 from fullft_assets.base_model import ModelFolder, copy_code, with_rights
 from fullft_assets.checkpoint.metadata import CheckpointMetadata
 from fullft_assets.chunks import save_tokenizer
-from fullft_assets.progress import Progress
+from fullft_assets.progress import Listener, Progress
 from fullft_assets.snapshot import Split, load_split
 from fullft_assets.store import Manifest, Store
 from fullft_assets.task import BASELINES
@@ -46,6 +46,7 @@ class BaselineContext:
             some of them to a model.
         open_recipe: returns the task's recipe, to load a model and to have it predict. In an evaluation it
             has no training rows.
+        shares_models: whether several processes, which all fit and predict, share the baseline's model.
     """
 
     base_model: ModelFolder
@@ -57,6 +58,18 @@ class BaselineContext:
     project_root: Path = Path()
     paid: dict[str, float] = field(default_factory=dict)
     open_recipe: Callable[[], "Recipe"] = _without_recipe
+    shares_models: bool = False
+
+    def of(self, baseline: type["Baseline"]) -> Self:
+        """Return the context of one baseline: whose model is not shared, the first process fits alone."""
+        return replace(self, shares_models=self.shares_models and baseline.shares_model)
+
+    @property
+    def listener(self) -> Listener:
+        """What the passes of a model listen to that processes share."""
+        from fullft_assets.training.ranks import StopListener
+
+        return StopListener(self.progress) if self.shares_models else self.progress
 
 
 class Baseline(ABC):
@@ -155,14 +168,14 @@ def fit_all(
 ) -> Iterator[tuple[str, Baseline]]:
     """Fit registered baselines one after the other, save each, and yield it with its name."""
     for name in names:
-        baseline = BASELINES.get(name).fit(train, context)
+        baseline = BASELINES.get(name).fit(train, context.of(BASELINES.get(name)))
         baseline.save(folder)
         yield name, baseline
 
 
 def load_all(names: Iterable[str], folder: Path, context: BaselineContext) -> dict[str, Baseline]:
     """Return the baselines of a `cheaper_baselines` artifact by name."""
-    return {name: BASELINES.get(name).load(folder, context) for name in names}
+    return {name: BASELINES.get(name).load(folder, context.of(BASELINES.get(name))) for name in names}
 
 
 def export_model(model: "PreTrainedModel", folder: Path, context: BaselineContext) -> None:

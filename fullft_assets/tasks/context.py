@@ -35,7 +35,7 @@ from fullft_assets.examples.labels import named
 from fullft_assets.examples.texts import language_of
 from fullft_assets.job import Job
 from fullft_assets.planning import BaselinesMetadata
-from fullft_assets.progress import Progress
+from fullft_assets.progress import Listener, Progress
 from fullft_assets.release import BASELINE_VERSION, stored_baseline_settings
 from fullft_assets.report import AnsweredRow, DoubtfulRow, shorten
 from fullft_assets.settings import UseCaseSettings
@@ -61,6 +61,7 @@ from fullft_assets.tasks.baseline import (
     load_all,
     open_model,
 )
+from fullft_assets.training import ranks
 from fullft_assets.training.recipe import Recipe
 
 Slicing = dict[str, list[str | None]]
@@ -385,6 +386,11 @@ class EvaluationContext:
     def baseline_labels(self) -> list[str]:
         return BaselinesMetadata.of(self.inputs[CHEAPER_BASELINES]).labels
 
+    @property
+    def listener(self) -> Listener:
+        """What the passes of models listen to that processes share."""
+        return ranks.StopListener(self.progress) if self.shares_models else self.progress
+
     def predict_with_all(
         self,
         test: Split,
@@ -405,7 +411,14 @@ class EvaluationContext:
         }
         for name, baseline in self._load_baselines(test).items():
             # A baseline that is judged is scored as it is stored.
-            systems.setdefault(name, partial(by_baseline, name, baseline))
+            systems.setdefault(
+                name,
+                partial(
+                    self.predicted,
+                    partial(by_baseline, name, baseline),
+                    by_first=not baseline.shares_model,
+                ),
+            )
         for name, answers in self.external_answers(test).items():
             if by_external is None:
                 raise SettingsError(
@@ -423,6 +436,12 @@ class EvaluationContext:
             self.outputs[name] = predict()
             self.seconds[name] = time.perf_counter() - began
         return dict(self.outputs)
+
+    def predicted(self, predict: Callable[[], Output], *, by_first: bool) -> Output:
+        """Return what a system predicts: of processes that share models the first one asks those that none of
+        them shares.
+        """
+        return ranks.by_first(predict, self.progress) if by_first and self.shares_models else predict()
 
     def external_answers(self, test: Split) -> dict[str, list[Any]]:
         """Return each external system's answers for the test rows, as its file has them."""
@@ -472,7 +491,10 @@ class EvaluationContext:
             if name in BASELINES and name not in self.outputs
         ]
         snapshot = self.inputs[TRAINING_SNAPSHOT]
-        context = fitted_context(self.job, self.store, snapshot, self.baseline_labels, test, self.progress)
+        context = replace(
+            fitted_context(self.job, self.store, snapshot, self.baseline_labels, test, self.progress),
+            shares_models=self.shares_models,
+        )
         return load_all(names, self.store.folder(artifact), context)
 
 

@@ -14,13 +14,13 @@ from transformers import PreTrainedModel
 
 from fullft_assets.base_model import ModelFolder
 from fullft_assets.models import precision
-from fullft_assets.models.inference import collate, device, embed, embed_with
+from fullft_assets.models.inference import Chunks, collate, device, embed, is_sharded
 from fullft_assets.progress import Listener
 from fullft_assets.settings import TrainingSettings
 from fullft_assets.snapshot import Split
 from fullft_assets.snapshot.general import General
 from fullft_assets.tasks.baseline import BaselineContext, fit_all
-from fullft_assets.training import regularization
+from fullft_assets.training import regularization, sharding
 from fullft_assets.training.feed import Feed
 from fullft_assets.training.recipe import MAX_IMPORTANCE_TEXTS, Prepared, Recipe
 
@@ -88,10 +88,9 @@ class Encoder(Recipe):
         """
         if self.general is None:
             return {}
-        original = self._embeddings_of_base(precision.of_scores(model))
-        return {
-            "general_distance": _distance(embed_with(model, self.general.chunks, progress=listener), original)
-        }
+        chunks = self.general.chunks
+        original = self._embeddings_of_base(chunks, model)
+        return {"general_distance": _distance(embed(model, chunks, progress=listener), original)}
 
     def log_likelihoods(self, model: PreTrainedModel, seed: int) -> Iterator[torch.Tensor]:
         generator = torch.Generator().manual_seed(seed)
@@ -129,18 +128,20 @@ class Encoder(Recipe):
             feed, regularization.distil_representations(loss_of_output, teacher, settings.distillation.weight)
         )
 
-    def _embeddings_of_base(self, computed_in: precision.Precision) -> np.ndarray:
-        assert self.general is not None
+    def _embeddings_of_base(self, chunks: Chunks, alike: PreTrainedModel) -> np.ndarray:
+        """Return those of the base model, computed and shared as those of another model."""
+        computed_in = precision.of_scores(alike)
         if computed_in not in self._embeddings:
-            # Loading draws weights that are not used (a pooler's); training must not depend on when this is
+            parts = "fsdp2" if next(alike.parameters()).device.type == device().type else "fsdp2_offload"
+            # Loading draws weights that are not used (a head's); training must not depend on when this is
             # done.
             with torch.random.fork_rng():
-                self._embeddings[computed_in] = embed(
-                    self.base_model,
-                    self.general.chunks,
-                    added_tokens=self.added_tokens,
-                    computed_in=computed_in,
+                model = sharding.load(
+                    self.load_original,
+                    TrainingSettings(precision=computed_in, sharding=parts if is_sharded(alike) else "none"),
+                    is_shared=is_sharded(alike),
                 )
+            self._embeddings[computed_in] = embed(model, chunks)
         return self._embeddings[computed_in]
 
 

@@ -19,7 +19,6 @@ from fullft_assets.base_model.header import read_config
 from fullft_assets.chunks import Tokenization
 from fullft_assets.errors import DataError, SettingsError
 from fullft_assets.models.document_scores import DocumentScores
-from fullft_assets.ranks import num_ranks
 from fullft_assets.snapshot import Split
 from fullft_assets.tasks.baseline import BaselineContext, UntrainedBaseline, export_model
 
@@ -220,12 +219,12 @@ def _score(
 ) -> DocumentScores:
     from fullft_assets.models.inference import load_causal
     from fullft_assets.models.token_loss import score_documents
-    from fullft_assets.training import ranks, sharding
+    from fullft_assets.training import sharding
 
-    training = context.settings.training
-    is_shared = training.sharding != "none" and num_ranks() > 1
     model = sharding.load_scored(
-        partial(load_causal, context.base_model, context.added_tokens), training, is_shared=is_shared
+        partial(load_causal, context.base_model, context.added_tokens),
+        context.settings.training,
+        is_shared=context.shares_models,
     )
     positions = getattr(model.config, "max_position_embeddings", None)
     longest = max((len(chunk) for document in chunks for chunk in document), default=0)
@@ -238,5 +237,5 @@ def _score(
         model,
         chunks,
         marks,
-        progress=(ranks.StopListener(context.progress) if is_shared else context.progress),
+        progress=context.listener,
     )

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor, wait as wait_for
 from contextvars import copy_context
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import Any, TypeVar, cast
 
 import torch
@@ -133,6 +134,12 @@ def run_on_first(work: Callable[[Listener], _Value], progress: Progress) -> _Val
         pass
     # Each process but the first one sends a None, which nobody reads.
     return from_first(result[0] if result else cast(_Value, None))
+
+
+def by_first(work: Callable[[], _Value], progress: Progress) -> _Value:
+    """Like `run_on_first`, with work that asks nobody whether to stop."""
+    connect()
+    return run_on_first(partial(attended, work), progress)
 
 
 def _any_unless_stopped(progress: Progress, flag: bool) -> bool:

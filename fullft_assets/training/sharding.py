@@ -28,6 +28,7 @@ from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
 from fullft_assets.models import layers, loading, precision
+from fullft_assets.models.hardware import free_memory
 from fullft_assets.models.inference import device, is_sharded, reshard
 from fullft_assets.ranks import is_first_rank, num_local_ranks, num_ranks
 from fullft_assets.settings import TrainingSettings
@@ -56,6 +57,8 @@ def load(
     def make() -> PreTrainedModel:
         return layers.freeze(read(settings), settings)
 
+    # Of two large models at a time; one that was shared is part of a cycle.
+    free_memory()
     return load_parts(make, settings) if is_shared else make()
 
 
@@ -63,6 +66,7 @@ def load_scored(
     load: Callable[[], PreTrainedModel], settings: TrainingSettings, *, is_shared: bool
 ) -> PreTrainedModel:
     """Return a model that is scored and not trained: in parts where processes share it."""
+    free_memory()
     # In the precision of scoring, whatever training computes in.
     return (
         load_parts(load, settings.model_copy(update={"precision": "auto", "weights": "fp32"}))

@@ -442,9 +442,7 @@ def newest_checkpoint(
     path = checkpoint_of(folder, _step_of(name))
     if checkpoints is not None and sum(ranks.of_all(is_first_local_rank())) > 1:
         # The other hosts fetch it from there.
-        ranks.run_on_first(
-            lambda listener: ranks.attended(partial(checkpoints.upload, path), listener), progress
-        )
+        ranks.by_first(partial(checkpoints.upload, path), progress)
     problems: list[str | None] = []
 
     def verify() -> None:

@@ -1,7 +1,7 @@
 """evaluation: finetuned_checkpoint, cheaper_baselines, pilot_run, training_snapshot -> evaluation_report.
 
 Run by a launcher or by hand: `python -m fullft_assets.launch.workloads.evaluation --job URI`; under torchrun
-where a language model's `training.sharding` is on.
+where `training.sharding` is on.
 """
 
 from collections import defaultdict
@@ -100,8 +100,14 @@ def _judge(context: EvaluationContext, test: Split) -> Judged:
     decision = verdict(evaluation, settings.release, rule, noise, look=1 + len(_refs(inputs, LOOK)))
     context.progress.say(f"{evaluation.justification.sentence} {worth.sentence}")
     context.progress.say(decision.sentence)
-    costs = report.system_costs(inputs, settings, context.seconds, len(test))
-    return Judged(context, result, evaluation, decision, worth, costs)
+    return Judged(
+        context,
+        result,
+        evaluation,
+        decision,
+        worth,
+        costs=report.system_costs(inputs, settings, context.seconds, len(test)),
+    )
 
 
 def _choose(finetuned: Judged, test: Split, num_left_out: int) -> tuple[str, Manifest | None]:
@@ -137,7 +143,12 @@ def _choose(finetuned: Judged, test: Split, num_left_out: int) -> tuple[str, Man
                 context,
                 inputs={**inputs, FINETUNED_CHECKPOINT: model},
                 shares_models=False,
-                outputs={system: output for system, output in context.outputs.items() if system != name},
+                # One process may not hold the model; all have predicted with it.
+                outputs={
+                    system: output
+                    for system, output in context.outputs.items()
+                    if system != name or context.shares_models
+                },
             )
             judgement = replace(_judge(baseline_context, test), costs=finetuned.costs)
         if any(
@@ -270,8 +281,7 @@ def unseen(job: Job, store: Store, inputs: Mapping[str, Manifest], test: Split) 
             "evaluation: every test row was learned from by a model that is evaluated; deliver new labelled"
             " documents"
         )
-    unseen_rows = [row for row in range(len(test)) if row not in learned_rows]
-    return test.select(unseen_rows) if learned_rows else test
+    return test.select([row for row in range(len(test)) if row not in learned_rows]) if learned_rows else test
 
 
 def _seed_runs(store: Store, inputs: Mapping[str, Manifest]) -> dict[str, list[Evaluation]]:

@@ -28,7 +28,7 @@ from fullft_assets.conversations import Message, text_of
 from fullft_assets.documents import RawMetadata
 from fullft_assets.job import Job
 from fullft_assets.launch.entry import run_workload
-from fullft_assets.models.inference import embed
+from fullft_assets.models.inference import embed, load_base
 from fullft_assets.monitoring import (
     DriftMetadata,
     DriftVerdict,
@@ -134,7 +134,7 @@ class Reader:
             probabilities = classify(self.model, self.settings, texts, self.progress)
             self.progress.raise_if_stopped()
         chunks, counts = self.base_tokenization.chunks_with_lengths(texts)
-        embeddings = embed(self.base_model, chunks, progress=self.progress)
+        embeddings = embed(load_base(self.base_model), chunks, progress=self.progress)
         return monitoring.build_features(texts, counts, vocabulary, probabilities, embeddings)
 
 

@@ -9,9 +9,10 @@ import json
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from fullft_assets import planning
 from fullft_assets.artifacts import (
@@ -25,7 +26,7 @@ from fullft_assets.checkpoint import plan_settings
 from fullft_assets.errors import DivergenceError, OutOfMemory, SettingsError, is_out_of_memory
 from fullft_assets.job import Job
 from fullft_assets.launch.entry import run_workload
-from fullft_assets.models.hardware import free_memory, local_hardware
+from fullft_assets.models.hardware import local_hardware
 from fullft_assets.models.inference import claim_device
 from fullft_assets.planning.targets import lora_share, recommendation, shares, table
 from fullft_assets.progress import Progress
@@ -38,12 +39,10 @@ from fullft_assets.store.metadata import Metadata
 from fullft_assets.task import BASELINES
 from fullft_assets.tasks.context import baseline_context, open_recipe, store_baseline
 from fullft_assets.tasks.trained import AdaptedRecipe, lora_settings
+from fullft_assets.training import ranks
 from fullft_assets.training.finetuning import Fit, fine_tune, require
 from fullft_assets.training.measuring import CannotCount, TargetPlanner, measure
 from fullft_assets.training.recipe import Recipe
-
-#: Pause of a process that waits for an artifact of the first one.
-_POLL_SECONDS = 1.0
 
 
 @dataclass
@@ -62,29 +61,15 @@ class Planning:
     recipe: Recipe
     processes: int = 1
 
-    def write(
-        self,
-        stage: str,
-        make: Callable[[Draft], Manifest | None],
-        *,
-        help_first: Callable[[], None] | None = None,
-    ) -> Manifest | None:
+    def write(self, stage: str, make: Callable[[Draft], Manifest | None]) -> Manifest | None:
         """Return the artifact of a stage, made now unless it exists; None in processes after the first one
         that helped to make it.
 
         Args:
             stage: its name.
             make: fills a draft. All processes do so, as they share the model; that of the first one is kept.
-            help_first: the first process does so alone; the others do this, and wait for its artifact.
         """
-        manifest = self._find(stage)
-        if manifest is None and help_first is not None and not is_first_rank():
-            help_first()
-            while manifest is None:
-                time.sleep(_POLL_SECONDS)
-                self.progress.raise_if_stopped()
-                manifest = self._find(stage)
-        if manifest is not None:
+        if (manifest := self.store.find(self.job.case, stage, self.job.key)) is not None:
             return manifest
         self.progress.raise_if_stopped()
         self.progress.say(f"{stage} ...")
@@ -92,9 +77,6 @@ class Planning:
             self.job.case, stage, self.job.key, version=planning.VERSION, seed=self.job.settings.seed
         ) as draft:
             return make(draft)
-
-    def _find(self, stage: str) -> Manifest | None:
-        return self.store.find(self.job.case, stage, self.job.key)
 
     def commit(self, draft: Draft, metadata: Metadata, checks: list[CheckOutcome]) -> Manifest | None:
         """Commit a draft with the shared settings and inputs; in processes after the first one leave it to be
@@ -134,13 +116,11 @@ def work(job: Job, store: Store, progress: Progress) -> None:
     job = job.model_copy(update={"settings": settings.with_epochs(recipe.num_rows)})
     workload = Planning(job, store, progress, snapshot, recipe, processes=num_ranks())
     workload.write(FEASIBILITY_PLAN, lambda draft: _write_plan(workload, draft))
-    baselines = workload.write(
-        CHEAPER_BASELINES,
-        lambda draft: _write_baselines(workload, draft),
-        help_first=lambda: _help_with_baselines(workload),
+    baselines = workload.write(CHEAPER_BASELINES, lambda draft: _write_baselines(workload, draft))
+    workload.write(
+        PILOT_RUN,
+        lambda draft: _write_pilot(workload, draft, cast(Manifest, ranks.from_first(baselines))),
     )
-    assert baselines is not None, "processes after the first one wait for it"
-    workload.write(PILOT_RUN, lambda draft: _write_pilot(workload, draft, baselines))
 
 
 def _store_best_baseline(job: Job, store: Store, progress: Progress) -> None:
@@ -192,7 +172,6 @@ def _write_plan(workload: Planning, draft: Draft) -> Manifest | None:
             " chunks.max_tokens, set training.gradient_checkpointing, or go down the memory ladder"
             f" (training.optimizer, training.weights){alone}"
         ) from error
-    free_memory()  # the pilot loads a model of its own
     settings = workload.job.settings
     parts = shares(settings, workload.recipe.num_rows, _num_held_out_rows(workload))
     on_targets, fitting = _on_targets(workload, measurement)
@@ -221,15 +200,25 @@ def _write_baselines(workload: Planning, draft: Draft) -> Manifest | None:
     metric = workload.job.settings.primary_metric
     scores = {}
     seconds = {}
-    started = time.monotonic()
-    context = baseline_context(workload.job, workload.store, workload.snapshot, workload.progress)
-    # The other processes begin with those that they share.
-    names = sorted(workload.job.settings.baselines, key=lambda name: not BASELINES.get(name).shares_model)
-    for name, metrics in workload.recipe.score_baselines(names, draft.path, context):
-        seconds[name] = time.monotonic() - started
+    is_shared = workload.processes > 1
+    context = replace(
+        baseline_context(workload.job, workload.store, workload.snapshot, workload.progress),
+        shares_models=is_shared,
+    )
+
+    def score(name: str) -> dict[str, Any]:
+        return dict(workload.recipe.score_baselines([name], draft.path, context))[name]
+
+    for name in workload.job.settings.baselines:
+        began = time.monotonic()
+        metrics = (
+            ranks.by_first(partial(score, name), workload.progress)
+            if is_shared and not BASELINES.get(name).shares_model
+            else score(name)
+        )
+        seconds[name] = time.monotonic() - began
         scores[name] = metrics[metric]
         workload.progress.say(f"{name}: validation {metric} {scores[name]:.4f}")
-        started = time.monotonic()
     best = max(scores, key=scores.__getitem__)
     hourly_usd = workload.job.settings.planning.hourly_usd
     metadata = planning.BaselinesMetadata(
@@ -241,15 +230,6 @@ def _write_baselines(workload: Planning, draft: Draft) -> Manifest | None:
         best_score=scores[best],
     )
     return workload.commit(draft, metadata, [])
-
-
-def _help_with_baselines(workload: Planning) -> None:
-    """Make the passes of baselines that processes share, with the first one."""
-    names = [name for name in workload.job.settings.baselines if BASELINES.get(name).shares_model]
-    context = baseline_context(workload.job, workload.store, workload.snapshot, workload.progress)
-    with tempfile.TemporaryDirectory(prefix="fullft-baselines-") as folder:
-        for _ in workload.recipe.score_baselines(names, Path(folder), context):
-            pass
 
 
 def _pilot_rows(recipe: Recipe, settings: UseCaseSettings) -> int:

@@ -10,6 +10,7 @@ import json
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, cast
 
@@ -344,6 +345,7 @@ class FrozenProbe(Baseline):
     tasks = ("classification", "multi_label")
     serving_rank = 2
     is_start = True
+    shares_model = True
 
     weights: HeadWeights
     context: BaselineContext
@@ -351,12 +353,12 @@ class FrozenProbe(Baseline):
     @classmethod
     def fit(cls, train: Any, context: BaselineContext) -> Self:
         weights = replace(cast(Any, context.open_recipe()), start=None).fit_head(
-            _with_new_head(context), context.settings.training, context.progress, most_rows=None
+            _with_new_head(context), context.settings.training, context.listener, most_rows=None
         )
         return cls(weights, context)
 
     def predict(self, rows: Split) -> Any:
-        return self.context.open_recipe().predict(self._model(), rows, self.context.progress)
+        return self.context.open_recipe().predict(self._model(), rows, self.context.listener)
 
     def export(self, folder: Path, context: BaselineContext) -> None:
         export_model(self._model(), folder, context)
@@ -390,24 +392,38 @@ def _with_new_head(context: BaselineContext) -> PreTrainedModel:
     import torch
 
     from fullft_assets.models import precision
+    from fullft_assets.training import sharding
 
+    settings = context.settings.training.model_copy(update={"weights": "fp32"})
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = context.open_recipe().load_original(
-            context.settings.training.model_copy(update={"weights": "fp32"})
+        model = sharding.load_scored(
+            partial(context.open_recipe().load_original, settings), settings, is_shared=context.shares_models
         )
     precision.set_scoring(model, None)
     return model
 
 
 def classify(
-    model: OpenedModel, settings: UseCaseSettings, texts: Sequence[str], progress: Listener | None = None
+    model: OpenedModel,
+    settings: UseCaseSettings,
+    texts: Sequence[str],
+    progress: Listener | None = None,
+    *,
+    is_shared: bool = False,
 ) -> np.ndarray:
-    """Return the probabilities [texts, labels] that a classifier gives its own labels."""
+    """Return the probabilities [texts, labels] that a classifier gives its own labels.
+
+    Args:
+        is_shared: whether several processes, which all call this, share the model.
+    """
     if isinstance(model, StoredBaseline):
         return model.predict(texts)
-    # Loads torch, without which TF-IDF predicts seconds earlier.
-    from fullft_assets.models.inference import predict
+    # These load torch, without which TF-IDF predicts seconds earlier.
+    from fullft_assets.models.inference import load_classifier, predict_with
+    from fullft_assets.training import sharding
 
-    chunks = Tokenization.load_saved(model, settings.chunks).chunks(texts)
-    return predict(model, chunks, progress=progress)
+    classifier = sharding.load_scored(partial(load_classifier, model), settings.training, is_shared=is_shared)
+    return predict_with(
+        classifier, Tokenization.load_saved(model, settings.chunks).chunks(texts), progress=progress
+    )

@@ -4,6 +4,7 @@ or the labels that they give.
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Self
 
 import numpy as np
@@ -91,8 +92,21 @@ def predict_all(context: EvaluationContext, test: Split, labels: list[str]) -> d
 
 def _classified(context: EvaluationContext, name: str, texts: Sequence[str], labels: list[str]) -> np.ndarray:
     model = context.open(name)
-    probabilities = classify(model, context.job.settings, texts, context.progress)
-    return map_labels(probabilities, model_labels(model), labels)
+    return map_labels(_predicted(context, model, texts), model_labels(model), labels)
+
+
+def _predicted(context: EvaluationContext, model: OpenedModel, texts: Sequence[str]) -> np.ndarray:
+    return context.predicted(
+        partial(
+            classify,
+            model,
+            context.job.settings,
+            texts,
+            context.listener,
+            is_shared=context.shares_models,
+        ),
+        by_first=isinstance(model, StoredBaseline),
+    )
 
 
 def model_labels(model: OpenedModel) -> list[str]:
@@ -206,7 +220,7 @@ def _decide_all(context: EvaluationContext, test: Split, names: list[str]) -> di
 
     def by_checkpoint(name: str) -> LabelDecisions:
         model = context.open(name)
-        probabilities = classify(model, context.job.settings, test.texts, context.progress)
+        probabilities = _predicted(context, model, test.texts)
         return LabelDecisions(probabilities, read_thresholds(model)).in_order(model_labels(model), names)
 
     def by_baseline(name: str, baseline: Baseline) -> LabelDecisions:

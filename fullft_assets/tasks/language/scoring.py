@@ -3,7 +3,6 @@ the trained tokens; and what they write. A model continues texts (language_model
 conversations (sft) greedily, so that it always writes the same.
 """
 
-import gc
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -38,7 +37,7 @@ from fullft_assets.task import task_of
 from fullft_assets.tasks.baseline import Baseline
 from fullft_assets.tasks.context import EvaluationContext, EvaluationResult
 from fullft_assets.tasks.language import assessment
-from fullft_assets.training import ranks, sharding
+from fullft_assets.training import sharding
 
 #: Test documents whose beginnings are continued for the report, and by how much.
 NUM_CONTINUATIONS = 4
@@ -255,14 +254,8 @@ class _Scorer:
             self.prompts = _beginnings(test, self._settings.seed)
 
     def score_baseline(self, name: str, baseline: Baseline) -> SystemOutput:
-        predict = partial(baseline.predict, self._test)
         return (
-            SystemOutput(
-                ranks.run_on_first(partial(ranks.attended, predict), self._context.progress)
-                if self._context.shares_models
-                else predict(),
-                [],
-            )
+            SystemOutput(baseline.predict(self._test), [])
             if name != BASE_MODEL
             else self._score(
                 self._context.base_model,
@@ -307,18 +300,15 @@ class _Scorer:
         documents: Split,
         prompts: Sequence[Prompt],
     ) -> SystemOutput:
-        is_shared = self._context.shares_models
         model = sharding.load_scored(
-            partial(load_causal, folder, added_tokens), self._settings.training, is_shared=is_shared
+            partial(load_causal, folder, added_tokens),
+            self._settings.training,
+            is_shared=self._context.shares_models,
         )
-        progress = ranks.StopListener(self._context.progress) if is_shared else self._context.progress
+        progress = self._context.listener
         scores = score_documents(model, documents.chunks, documents.marks, progress=progress)
         writer = Writer(model, tokenization, self._max_new_tokens)
-        texts = writer.write_all([prompt.beginning for prompt in prompts], progress)
-        del model, writer
-        # Two large models at a time may not fit.
-        gc.collect()
-        return SystemOutput(scores, texts)
+        return SystemOutput(scores, writer.write_all([prompt.beginning for prompt in prompts], progress))
 
     def score_answers(self, texts: Mapping[str, list[str]]) -> assessment.AnswerScores | None:
         if self._messages is None or not self.prompts:

@@ -14,11 +14,10 @@ processes they are in: special tokens, padding, and tokens that belong to anothe
 Scores on the validation rows are those of exact spans, in characters, as the evaluation counts them.
 """
 
-import gc
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -60,6 +59,7 @@ from fullft_assets.tasks.context import (
 from fullft_assets.tasks.encoder import Encoder
 from fullft_assets.tasks.token_classification import assessment
 from fullft_assets.tasks.token_classification.assessment import Span
+from fullft_assets.training import sharding
 from fullft_assets.training.recipe import MOST_HEAD_ROWS, Prepared
 
 OUTSIDE = 0
@@ -289,11 +289,9 @@ def find_spans(
     return reading.spans(tag(model, reading.chunks, reading.frame, progress=progress).tags)
 
 
-def load_finder(model_folder: ModelFolder) -> tuple[PreTrainedModel, list[str]]:
-    """Load a fine-tuned token classifier and the labels of its spans."""
-    model = load_tagger(model_folder)
+def _labels_of(model: PreTrainedModel) -> list[str]:
     names: dict[Any, str] = dict(model.config.id2label or {})
-    return model, labels_of_tags([names[i] for i in range(len(names))])
+    return labels_of_tags([names[i] for i in range(len(names))])
 
 
 def evaluate(context: EvaluationContext, test: Split) -> EvaluationResult:
@@ -333,30 +331,45 @@ def _find_all(context: EvaluationContext, test: Split, names: list[str]) -> dict
         return normal(test.texts, external.spans(name, answers, test, names))
 
     def by_checkpoint(name: str) -> list[list[Span]]:
-        spans, labels = find(context.open(name), context.job.settings, test.texts, context.progress)
+        model = context.open(name)
+        spans, labels = context.predicted(
+            partial(
+                find,
+                model,
+                context.job.settings,
+                test.texts,
+                context.listener,
+                is_shared=context.shares_models,
+            ),
+            by_first=isinstance(model, StoredBaseline),
+        )
         return in_order(spans, labels, names)
 
     return context.predict_with_all(test, by_checkpoint, by_baseline, by_external)
 
 
 def find(
-    model: OpenedModel, settings: UseCaseSettings, texts: Sequence[str], progress: Listener | None = None
+    model: OpenedModel,
+    settings: UseCaseSettings,
+    texts: Sequence[str],
+    progress: Listener | None = None,
+    *,
+    is_shared: bool = False,
 ) -> tuple[list[list[Span]], list[str]]:
     """Return the spans that a model finds in each text, and its labels in its own order.
 
     Each model reads the texts with its own tokenizer; spans are characters to all.
+
+    Args:
+        is_shared: whether several processes, which all call this, share the model.
     """
     if isinstance(model, StoredBaseline):
         return model.predict(texts), model.labels
     reading = TokenizedTexts.of(
         Tokenization.load_saved(model, settings.chunks, settings.examples.task), texts
     )
-    finder, labels = load_finder(model)
-    spans = find_spans(finder, reading, progress=progress)
-    del finder
-    # Two large models at a time may not fit.
-    gc.collect()
-    return spans, labels
+    finder = sharding.load_scored(partial(load_tagger, model), settings.training, is_shared=is_shared)
+    return find_spans(finder, reading, progress=progress), _labels_of(finder)
 
 
 def in_order(
@@ -459,14 +472,23 @@ class TokenClassificationRecipe(Encoder):
         tags = self._tags(rows)
         total = sum(tag != IGNORED for document in tags for chunk in document for tag in chunk)
         rng = np.random.default_rng(0)
+        drawn = [
+            [
+                (np.array(chunk) != IGNORED) & (rng.random(len(chunk)) < _MOST_TOKENS / max(1, total))
+                for chunk in document
+            ]
+            for document in tags
+        ]
+
+        def pick(items: Items, states: np.ndarray, _: list[int]) -> np.ndarray:
+            masks = [drawn[row][number] for row, number in items]
+            return np.concatenate([states[at, : len(mask)][mask] for at, mask in enumerate(masks)])
+
         states = []
         targets = []
-        for items, values, _ in read_by_head(model, rows.chunks, listener):
-            for at, (row, number) in enumerate(items):
-                target = np.array(tags[row][number])
-                is_drawn = (target != IGNORED) & (rng.random(len(target)) < _MOST_TOKENS / max(1, total))
-                states.append(values[at, : len(target)][is_drawn])
-                targets.append(target[is_drawn])
+        for items, values in read_by_head(model, rows.chunks, listener, pick):
+            states.append(values)
+            targets += [np.array(tags[row][number])[drawn[row][number]] for row, number in items]
         return np.concatenate(states), np.concatenate(targets)
 
     def prepare(self, model: PreTrainedModel, settings: TrainingSettings, seed: int) -> Prepared:
