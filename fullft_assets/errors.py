@@ -55,40 +55,33 @@ class FullftError(Exception):
 
     failure: FailureClass = "unknown"
 
+    def __init_subclass__(cls, failure: FailureClass | None = None):
+        cls.failure = failure or cls.failure
+
     def __init__(self, *arguments: object):
         super().__init__(
             *(without_secrets(argument) if isinstance(argument, str) else argument for argument in arguments)
         )
 
 
-class SettingsError(FullftError):
+class SettingsError(FullftError, failure="settings"):
     """The YAML, or a path that it names, is wrong."""
 
-    failure = "settings"
 
-
-class DataError(FullftError):
+class DataError(FullftError, failure="data"):
     """A delivered file, row or label cannot be used."""
 
-    failure = "data"
 
-
-class SourceError(FullftError):
+class SourceError(FullftError, failure="infrastructure"):
     """A place with delivered files cannot be read now."""
 
-    failure = "infrastructure"
 
-
-class StoreError(FullftError):
+class StoreError(FullftError, failure="infrastructure"):
     """An artifact is missing, incomplete or does not match its digest."""
 
-    failure = "infrastructure"
 
-
-class GateError(FullftError):
+class GateError(FullftError, failure="gate"):
     """A gate upstream is red, or an input does not exist: the work was refused, nothing was written."""
-
-    failure = "gate"
 
 
 class WorkloadError(FullftError):
@@ -99,28 +92,20 @@ class WorkloadError(FullftError):
         self.failure = failure
 
 
-class DivergenceError(FullftError):
+class DivergenceError(FullftError, failure="divergence"):
     """Training went wrong in a way that more steps do not fix."""
 
-    failure = "divergence"
 
-
-class OutOfMemory(FullftError):
+class OutOfMemory(FullftError, failure="out_of_memory"):
     """The smallest batch does not fit."""
 
-    failure = "out_of_memory"
 
-
-class DiskError(FullftError):
+class DiskError(FullftError, failure="infrastructure"):
     """A disk has no room for a file; files that were complete before are unchanged."""
 
-    failure = "infrastructure"
 
-
-class Interrupted(FullftError):
+class Interrupted(FullftError, failure="preemption"):
     """The workload was asked to stop; its state is in a checkpoint."""
-
-    failure = "preemption"
 
 
 def classify(error: BaseException) -> FailureClass:

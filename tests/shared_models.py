@@ -31,7 +31,7 @@ from fullft_assets.models.token_loss import TokenLoss
 from fullft_assets.settings import DistillationSettings
 from fullft_assets.snapshot.general import General
 from fullft_assets.store import Manifest
-from fullft_assets.tasks.classification.baselines import Tfidf
+from fullft_assets.tasks.classification.baselines import Majority
 from fullft_assets.tasks.classification.recipe import ClassificationRecipe
 from fullft_assets.tasks.context import store_baseline
 from fullft_assets.tasks.language import scoring
@@ -233,6 +233,8 @@ def stages_of(case: Prepared) -> dict[str, Any]:
             training={"sharding": "fsdp2", "precision": "fp32", "micro_batch_size": 4},
             launcher={"processes": 2},
             release={"min_effective_groups": 2},
+            # The probe, which is the better one, is confirmed on the test rows.
+            planning={"baselines": [case.use_case.settings.baselines[i] for i in (0, -1)]},
         )
 
         def made(stage: str) -> Manifest:
@@ -240,16 +242,22 @@ def stages_of(case: Prepared) -> dict[str, Any]:
 
         def inputs_of_evaluation() -> dict[str, str]:
             inputs = {stage: made(stage) for stage in ("cheaper_baselines", "pilot_run")}
-            weakest = job.settings.baselines[0]
             baselines = inputs["cheaper_baselines"]
+            weakest = job.settings.baselines[0]
             champion = store_baseline(job, case.store, case.snapshot, baselines, weakest, QUIET)
             inputs |= {"finetuned_checkpoint": checkpoint, "champion": champion}
             return {**job.inputs, **{stage: manifest.ref for stage, manifest in inputs.items()}}
 
         def scene(_: Path, rank: int) -> int:
             if rank:
-                PreTrainedModel.from_pretrained = None
-                Tfidf.predict = None
+                PreTrainedModel.from_pretrained = Majority.predict = None
+            in_batches = inference.in_batches
+
+            def of_parts(lengths: Any, forward: Any, model: Any, progress: Any) -> Any:
+                assert inference.is_sharded(model) == (count > 1)
+                return in_batches(lengths, forward, model, progress)
+
+            inference.in_batches = of_parts
             planning.work(job, case.store, QUIET)
             inputs = ranks.from_first({} if rank else inputs_of_evaluation())
             work(job.model_copy(update={"stage": "evaluation_report", "inputs": inputs}), case.store, QUIET)

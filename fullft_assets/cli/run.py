@@ -64,10 +64,8 @@ mutation ($params: ExecutionParams!) { launchRun(executionParams: $params) { __t
 _HEARTBEAT_SECONDS = 60
 
 
-class LocationError(FullftError):
+class LocationError(FullftError, failure="settings"):
     """The definitions cannot be loaded, or have no such job."""
-
-    failure = "settings"
 
 
 @contextmanager

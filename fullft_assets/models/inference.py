@@ -33,6 +33,7 @@ from fullft_assets.extras import require_names
 from fullft_assets.models import layers, loading, precision
 from fullft_assets.models.hardware import free_memory
 from fullft_assets.progress import Listener
+from fullft_assets.ranks import is_first_rank
 
 _Result = TypeVar("_Result")
 #: (document, chunk) of each chunk of a pass; and its inputs.
@@ -503,7 +504,7 @@ def features_of_documents(
     model: PreTrainedModel, chunks: Chunks, listener: Listener | None = None
 ) -> np.ndarray:
     """Return the inputs of a classifier's output layer for each document [documents, features]: the means
-    over its chunks.
+    over its chunks. Of processes that share the model the first one gets them, the others zeros.
     """
     features = np.zeros((len(chunks), output_layer(model).in_features), np.float32)
 
@@ -512,5 +513,6 @@ def features_of_documents(
         return states if states.ndim == 2 else states[np.arange(len(states)), np.array(lengths) - 1]
 
     for items, states in read_by_head(model, chunks, listener, pick):
-        np.add.at(features, [row for row, _ in items], states)
+        if is_first_rank():
+            np.add.at(features, [row for row, _ in items], states)
     return features / np.array([len(document) for document in chunks], np.float32)[:, None]

@@ -133,12 +133,18 @@ def pilot_check(
     last = prediction.point
     gain = prediction.predicted - baseline_score
     max_gain = prediction.high - baseline_score
-    is_early = last.rows < prediction.target_rows and weakest < baseline_score
-    has_taken_off = not is_early or last.score > weakest + _MAX_FALL
+    has_taken_off = (
+        last.rows >= prediction.target_rows or weakest >= baseline_score or last.score > weakest + _MAX_FALL
+    )
     is_hopeless = has_taken_off and max_gain < settings.min_predicted_gain
-    is_sure = prediction.low - baseline_score >= settings.min_predicted_gain
     has_passed = not is_hopeless and gain >= settings.min_predicted_gain
-    verdict = "no-go" if is_hopeless else "go" if is_sure else "open"
+    verdict = (
+        "no-go"
+        if is_hopeless
+        else "go"
+        if prediction.low - baseline_score >= settings.min_predicted_gain
+        else "open"
+    )
     description = (
         f"{verdict}: the pilot on {last.rows:,} rows scores {last.score:.3f}"
         f"{'' if lora is None else f' (LoRA on the same rows {lora:.3f})'}; at {prediction.target_rows:,}"

@@ -80,7 +80,7 @@ class Baseline(ABC):
         needs_causal_model: it asks the base model to go on with a text, so that has to be a language model.
         needs_whole_model: it works on the complete model in one process, so not where `training.sharding`
             shares one that is too large.
-        shares_model: processes that share the model with `training.sharding` predict together.
+        shares_model: processes that share the model with `training.sharding` fit and predict together.
         is_start: a training with a new head begins as it.
         needs_network: it asks a service, so not in a container without a network.
         serving_rank: its rank by the cost of a prediction, the cheapest first; see `release.decision`. None:

@@ -414,7 +414,7 @@ class EvaluationContext:
             systems.setdefault(
                 name,
                 partial(
-                    self.predicted,
+                    self.result_of,
                     partial(by_baseline, name, baseline),
                     by_first=not baseline.shares_model,
                 ),
@@ -437,11 +437,11 @@ class EvaluationContext:
             self.seconds[name] = time.perf_counter() - began
         return dict(self.outputs)
 
-    def predicted(self, predict: Callable[[], Output], *, by_first: bool) -> Output:
-        """Return what a system predicts: of processes that share models the first one asks those that none of
-        them shares.
+    def result_of(self, work: Callable[[], Output], *, by_first: bool) -> Output:
+        """Return the result of work, such as a system's predictions: of processes that share models the first
+        one does what shares none.
         """
-        return ranks.by_first(predict, self.progress) if by_first and self.shares_models else predict()
+        return ranks.by_first(work, self.progress) if by_first and self.shares_models else work()
 
     def external_answers(self, test: Split) -> dict[str, list[Any]]:
         """Return each external system's answers for the test rows, as its file has them."""

@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, cast
 
 import numpy as np
 import torch
@@ -14,13 +14,14 @@ from transformers import PreTrainedModel
 
 from fullft_assets.base_model import ModelFolder
 from fullft_assets.models import precision
-from fullft_assets.models.inference import Chunks, collate, device, embed, is_sharded
+from fullft_assets.models.hardware import free_memory
+from fullft_assets.models.inference import Chunks, HeadWeights, collate, device, embed, is_sharded
 from fullft_assets.progress import Listener
 from fullft_assets.settings import TrainingSettings
 from fullft_assets.snapshot import Split
 from fullft_assets.snapshot.general import General
 from fullft_assets.tasks.baseline import BaselineContext, fit_all
-from fullft_assets.training import regularization, sharding
+from fullft_assets.training import ranks, regularization, sharding
 from fullft_assets.training.feed import Feed
 from fullft_assets.training.recipe import MAX_IMPORTANCE_TEXTS, Prepared, Recipe
 
@@ -118,6 +119,13 @@ class Encoder(Recipe):
         saved in the folder.
         """
 
+    def _fit_once(self, fit: Callable[[], Any], model: PreTrainedModel, listener: Listener) -> HeadWeights:
+        """Return the weights of a fitted head; the first one of processes that share the model fits it."""
+        head = (
+            ranks.by_first(fit, cast(ranks.StopListener, listener).progress) if is_sharded(model) else fit()
+        )
+        return HeadWeights(head.coefficients, head.intercept)
+
     def _prepared(
         self, model: PreTrainedModel, feed: Feed, loss_of_output: LossOfOutput, settings: TrainingSettings
     ) -> Prepared:
@@ -136,12 +144,20 @@ class Encoder(Recipe):
             # Loading draws weights that are not used (a head's); training must not depend on when this is
             # done.
             with torch.random.fork_rng():
-                model = sharding.load(
-                    self.load_original,
-                    TrainingSettings(precision=computed_in, sharding=parts if is_sharded(alike) else "none"),
-                    is_shared=is_sharded(alike),
+                self._embeddings[computed_in] = embed(
+                    sharding.load(
+                        self.load_original,
+                        TrainingSettings(
+                            precision=computed_in,
+                            weights="bf16" if alike.dtype == torch.bfloat16 else "fp32",
+                            sharding=parts if is_sharded(alike) else "none",
+                        ),
+                        is_shared=is_sharded(alike),
+                    ),
+                    chunks,
                 )
-            self._embeddings[computed_in] = embed(model, chunks)
+            # One that was shared is part of a cycle, and training may begin now.
+            free_memory()
         return self._embeddings[computed_in]
 
 

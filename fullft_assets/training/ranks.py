@@ -14,6 +14,7 @@ from typing import Any, TypeVar, cast
 import torch
 
 from fullft_assets.errors import Interrupted, StoreError
+from fullft_assets.models.hardware import free_memory
 from fullft_assets.models.inference import IS_DEALT, device, is_sharded
 from fullft_assets.progress import Listener, Progress
 from fullft_assets.ranks import is_first_local_rank, is_first_rank
@@ -139,6 +140,8 @@ def run_on_first(work: Callable[[Listener], _Value], progress: Progress) -> _Val
 def by_first(work: Callable[[], _Value], progress: Progress) -> _Value:
     """Like `run_on_first`, with work that asks nobody whether to stop."""
     connect()
+    # The work may load a whole model beside what is left of a shared one.
+    free_memory()
     return run_on_first(partial(attended, work), progress)
 
 

@@ -7,6 +7,7 @@ where `training.sharding` is on.
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import pyarrow.parquet as pq
 
@@ -82,9 +83,9 @@ def work(job: Job, store: Store, progress: Progress) -> None:
             " near-duplicates, in an older snapshot"
         )
     judgement = _judge(EvaluationContext(job, store, inputs, progress, shares_models=num_ranks() > 1), test)
-    if not is_first_rank():
-        return
-    _write(judgement, job.key, num_left_out, *_choose(judgement, test, num_left_out))
+    choice = _choose(judgement, test, num_left_out)
+    if is_first_rank():
+        _write(judgement, job.key, num_left_out, *choice)
 
 
 def _judge(context: EvaluationContext, test: Split) -> Judged:
@@ -111,7 +112,8 @@ def _judge(context: EvaluationContext, test: Split) -> Judged:
 
 
 def _choose(finetuned: Judged, test: Split, num_left_out: int) -> tuple[str, Manifest | None]:
-    """Return why a baseline becomes champion, and the report on it; nothing where none does.
+    """Return why a baseline becomes champion, and the report on it; nothing where none does. All processes
+    that share the models must call this; the first one's answer counts.
 
     The systems are confirmed on the test rows one after the other, in the order of their validation scores:
     the next one only where the one before did not fail against the champion, so that a system which is not
@@ -136,19 +138,18 @@ def _choose(finetuned: Judged, test: Split, num_left_out: int) -> tuple[str, Man
     for name in systems:
         judgement = finetuned
         if name != FINETUNED:
-            model = store_baseline(context.job, context.store, snapshot, baselines, name, context.progress)
+            model = context.result_of(
+                partial(
+                    store_baseline, context.job, context.store, snapshot, baselines, name, context.progress
+                ),
+                by_first=True,
+            )
             if CHAMPION in inputs and model.ref == inputs[CHAMPION].ref:
                 continue  # it stays, unless another one is better
             baseline_context = replace(
                 context,
                 inputs={**inputs, FINETUNED_CHECKPOINT: model},
-                shares_models=False,
-                # One process may not hold the model; all have predicted with it.
-                outputs={
-                    system: output
-                    for system, output in context.outputs.items()
-                    if system != name or context.shares_models
-                },
+                outputs={system: output for system, output in context.outputs.items() if system != name},
             )
             judgement = replace(_judge(baseline_context, test), costs=finetuned.costs)
         if any(
@@ -160,7 +161,11 @@ def _choose(finetuned: Judged, test: Split, num_left_out: int) -> tuple[str, Man
         # The validation rows were too few to show that another one is better.
         is_refuted = any(gains[rival].high < -settings.release.worth for rival in rivals if rival in gains)
         if judgement.decision.promote and (judgement is finetuned or not is_refuted):
-            return NOTHING if judgement is finetuned else _choice(judgement, finetuned, num_left_out)
+            return (
+                _choice(judgement, finetuned, num_left_out)
+                if judgement is not finetuned and is_first_rank()
+                else NOTHING
+            )
     return NOTHING
 
 

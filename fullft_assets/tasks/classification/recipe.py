@@ -86,15 +86,22 @@ class ClassificationRecipe(Encoder):
             return None
         train = self._some_of_each_label(most_rows)
         validation = self.validation.select(range(min(len(self.validation), MOST_HEAD_ROWS)))
-        head = fit_on_states(
-            features_of_documents(model, train.chunks, listener),
-            train.labels,
-            len(self.labels),
-            (features_of_documents(model, validation.chunks, listener), validation.labels),
-            intercept=has_intercept(model),
-            balanced=settings.balance_labels,
+        features, of_validation = (
+            features_of_documents(model, rows.chunks, listener) for rows in (train, validation)
         )
-        return HeadWeights(head.coefficients, head.intercept)
+        return self._fit_once(
+            partial(
+                fit_on_states,
+                features,
+                train.labels,
+                len(self.labels),
+                (of_validation, validation.labels),
+                intercept=has_intercept(model),
+                balanced=settings.balance_labels,
+            ),
+            model,
+            listener,
+        )
 
     def _some_of_each_label(self, most_rows: int | None) -> Split:
         if most_rows is None or len(self.train) <= most_rows:

@@ -96,7 +96,7 @@ def _classified(context: EvaluationContext, name: str, texts: Sequence[str], lab
 
 
 def _predicted(context: EvaluationContext, model: OpenedModel, texts: Sequence[str]) -> np.ndarray:
-    return context.predicted(
+    return context.result_of(
         partial(
             classify,
             model,

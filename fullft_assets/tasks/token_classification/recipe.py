@@ -332,7 +332,7 @@ def _find_all(context: EvaluationContext, test: Split, names: list[str]) -> dict
 
     def by_checkpoint(name: str) -> list[list[Span]]:
         model = context.open(name)
-        spans, labels = context.predicted(
+        spans, labels = context.result_of(
             partial(
                 find,
                 model,
@@ -457,14 +457,19 @@ class TokenClassificationRecipe(Encoder):
         train = self.train if most_rows is None else self.train.select(range(min(len(self.train), most_rows)))
         validation = self.validation.select(range(min(len(self.validation), MOST_HEAD_ROWS)))
         states, tags = self._states_of_tokens(model, train, listener)
-        head = fit_on_states(
-            states,
-            tags,
-            len(tag_names(self.labels)),
-            self._states_of_tokens(model, validation, listener),
-            intercept=has_intercept(model),
+        of_validation = self._states_of_tokens(model, validation, listener)
+        return self._fit_once(
+            partial(
+                fit_on_states,
+                states,
+                tags,
+                len(tag_names(self.labels)),
+                of_validation,
+                intercept=has_intercept(model),
+            ),
+            model,
+            listener,
         )
-        return HeadWeights(head.coefficients, head.intercept)
 
     def _states_of_tokens(
         self, model: PreTrainedModel, rows: Split, listener: Listener
