@@ -1,9 +1,10 @@
 """Errors that a user can fix. Each message is one line: the place, then the fix."""
 
+import difflib
 import errno
 import re
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -48,6 +49,12 @@ def without_secrets(text: str) -> str:
     messages of any library.
     """
     return _KEY.sub(rf"\1{_HIDDEN}", _WHO.sub(f"{_HIDDEN}@", text))
+
+
+def did_you_mean(name: str, choices: Iterable[str]) -> str:
+    """Return `; did you mean ...?` for the nearest of the choices, or an empty string where none is near."""
+    near = difflib.get_close_matches(name, list(choices), n=1, cutoff=0.5)
+    return f"; did you mean `{near[0]}`?" if near else ""
 
 
 class FullftError(Exception):

@@ -6,14 +6,13 @@ Another package adds one through an entry point of its `pyproject.toml`, and a Y
     mbox = "their_package.mbox:FORMAT"
 """
 
-import difflib
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Generic, TypeVar
 
-from fullft_assets.errors import SettingsError
+from fullft_assets.errors import SettingsError, did_you_mean
 
 T = TypeVar("T")
 
@@ -79,9 +78,10 @@ class Registry(Generic[T]):
         if name in self._ours:
             return load_attribute(self._ours[name])
         if name not in self._theirs:
-            near = difflib.get_close_matches(name, self.names, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise SettingsError(f"unknown {self.kind} {name}: use one of {', '.join(self.names)}{hint}")
+            raise SettingsError(
+                f"unknown {self.kind} {name}: use one of {', '.join(self.names)}"
+                f"{did_you_mean(name, self.names)}"
+            )
         point = self._theirs[name]
         try:
             return point.load()

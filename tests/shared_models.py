@@ -172,14 +172,7 @@ def base_model(folder: Path) -> Any:
         )
 
         def scene(_: Path, rank: int) -> dict[str, Any]:
-            passes: list[Any] = []
-            of_tokens = TokenLoss.of_tokens
-
-            def counted(loss: TokenLoss, model: Any, inputs: Any, labels: Any) -> Any:
-                passes.append(labels.shape)
-                return of_tokens(loss, model, inputs, labels)
-
-            TokenLoss.of_tokens, inference.BATCH_TOKENS["cpu"] = counted, 128
+            passes = note_passes()
             if rank:
                 PreTrainedModel.from_pretrained = None
             losses = BaseModel(context).predict(recipe.validation).loss.tolist()
@@ -190,31 +183,46 @@ def base_model(folder: Path) -> Any:
     return {"whole": predict(1), "shared": predict(2)}
 
 
+def note_passes() -> list[Any]:
+    """Make small passes of a language model that is scored; return the list to which each adds its shape."""
+    passes: list[Any] = []
+    of_tokens = TokenLoss.of_tokens
+
+    def counted(loss: TokenLoss, model: Any, inputs: Any, labels: Any) -> Any:
+        passes.append(labels.shape)
+        return of_tokens(loss, model, inputs, labels)
+
+    TokenLoss.of_tokens, inference.BATCH_TOKENS["cpu"] = counted, 128
+    return passes
+
+
 def evaluation(folder: Path) -> Any:
     """The evaluation of a trained model beside the base model: scores and answers."""
     lab = Lab(folder / "lab", "sft")
     checkpoint = lab.checkpoint("learned", lab.learn(folder / "learned"))
     scoring.MAX_ANSWER_TOKENS = 30
 
-    def evaluate(count: int) -> dict[str, Any]:
-        chosen = {"evaluation": {"generated_answers": 5}, "training": {"sharding": "fsdp2"}}
-        job = lab.context(checkpoint, key=f"of-{count}", **chosen).job
+    def evaluate(count: int, sharding: str = "fsdp2") -> dict[str, Any]:
+        chosen = {"evaluation": {"generated_answers": 5}, "training": {"sharding": sharding}}
+        job = lab.context(checkpoint, key=f"{sharding}-{count}", **chosen).job
 
         def scene(_: Path, rank: int) -> int:
-            if rank:
+            passes = note_passes()
+            if rank and sharding != "none":
                 PreTrainedModel.from_pretrained = None
             work(job, lab.store, QUIET)
-            return rank
+            return len(passes)
 
-        assert play(folder / str(count), scene, count) == list(range(count))
+        num_passes = play(folder / job.key, scene, count)
         report = lab.store.folder(lab.store.find(job.case, job.stage, job.key))
         rows = pq.read_table(report / "predictions.parquet")
         return {
             "losses": {name: rows[f"loss_{name}"].to_pylist() for name in ("finetuned", "base_model")},
             "answers": (report / "answers.jsonl").read_text(encoding="utf-8"),
+            "num_passes": num_passes,
         }
 
-    return {"whole": evaluate(1), "shared": evaluate(2)}
+    return {"whole": evaluate(1), "shared": evaluate(2), "dealt": evaluate(2, "none")}
 
 
 def stages(folder: Path) -> Any:

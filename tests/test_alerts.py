@@ -167,7 +167,7 @@ class TestProblems:
     @pytest.mark.parametrize(
         ("channels", "expected"),
         [
-            ({"webhok": {}}, "did you mean webhook?"),
+            ({"webhok": {}}, "did you mean `webhook`?"),
             ({"webhook": {"url": "https://hooks.example.org/token"}}, "alerts.channels.webhook: url"),
             ({"email": {"host": "h"}}, "`email` was removed; use `apprise`"),
             ({"prometheus": {"path": "a.prom"}}, "`prometheus` was removed; use `webhook`"),

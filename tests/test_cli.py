@@ -44,6 +44,11 @@ def test_a_broken_pyproject_is_one_line(project):
     assert line.startswith(f"{project.root}/pyproject.toml: not TOML (")
 
 
+def test_a_use_case_that_is_no_demo_is_not_prepared(project, capsys):
+    assert main(["prepare", "letters", "--defs", str(project.root / "my_project" / "defs")]) == 0
+    assert capsys.readouterr().out.startswith("letters is no demo: ")
+
+
 def test_what_the_operating_system_refuses_is_one_line(monkeypatch, capsys):
     def refuse(_: object) -> None:
         raise FileNotFoundError(2, "No such file or directory", "/proc/nowhere")

@@ -49,7 +49,7 @@ def test_another_package_adds_one_by_an_entry_point(other_package: Path) -> None
 
 def test_unknown_names_list_the_known_ones_and_the_nearest() -> None:
     with pytest.raises(
-        SettingsError, match=r"unknown letter alpa: use one of alpha, broken; did you mean alpha\?"
+        SettingsError, match=r"unknown letter alpa: use one of alpha, broken; did you mean `alpha`\?"
     ):
         registry().get("alpa")
 

@@ -94,7 +94,7 @@ def problems(tmp_path: Path, **training: object) -> str:
         ({"guards": {"low_loss": {"action": "stop", "below": 0.5}}}, "^$"),
         (
             {"guards": {"low_los": {"below": 0.5}}},
-            r"training\.guards\.low_los: unknown guard low_los: use one of .*did you mean low_loss\?",
+            r"training\.guards\.low_los: unknown guard low_los: use one of .*did you mean `low_loss`\?",
         ),
         (
             {"guards": {"low_loss": {"below": -1}}},

@@ -14,12 +14,12 @@ from pydantic import ValidationError
 
 from fullft_assets.alerts import channel_problems
 from fullft_assets.base_model import own_code, read_header, resolve_base_model, suggest_path
-from fullft_assets.checking.yaml_source import Key, did_you_mean
+from fullft_assets.checking.yaml_source import Key
 from fullft_assets.documents.formats import FORMATS, is_readable, known_endings, reads_any_ending
 from fullft_assets.documents.formats.encodings import is_encoding
 from fullft_assets.documents.names import shown_path
 from fullft_assets.documents.sources import Folder
-from fullft_assets.errors import DataError, SettingsError
+from fullft_assets.errors import DataError, SettingsError, did_you_mean
 from fullft_assets.examples.expectations import (
     argument_problems as expectation_argument_problems,
     problems as expectation_problems,

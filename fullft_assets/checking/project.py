@@ -10,8 +10,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-from fullft_assets.checking.yaml_source import did_you_mean, read_source, read_sources
-from fullft_assets.errors import SettingsError
+from fullft_assets.checking.yaml_source import read_source, read_sources
+from fullft_assets.errors import SettingsError, did_you_mean
 
 #: The use cases that this repository brings.
 DEFS = Path(__file__).parents[1] / "defs"

@@ -20,7 +20,6 @@ from fullft_assets.checking.project import (
 from fullft_assets.checking.yaml_source import (
     Key,
     YamlSource,
-    did_you_mean,
     explain,
     field_of,
     given_value,
@@ -28,7 +27,7 @@ from fullft_assets.checking.yaml_source import (
     read_sources,
     takes_several_types,
 )
-from fullft_assets.errors import SettingsError
+from fullft_assets.errors import SettingsError, did_you_mean
 from fullft_assets.settings import UseCaseSettings
 from fullft_assets.settings.use_case import UseCase
 

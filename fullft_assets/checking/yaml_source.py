@@ -2,12 +2,10 @@
 ...`, and what is wrong with a value: the value given, the values allowed and the nearest of them.
 """
 
-import difflib
 import os
 import re
 import types
 import typing
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,7 +13,7 @@ import yaml
 from pydantic.fields import FieldInfo
 from yaml.reader import ReaderError
 
-from fullft_assets.errors import SettingsError
+from fullft_assets.errors import SettingsError, did_you_mean
 from fullft_assets.settings import LAUNCHER_SECTIONS, LauncherSettings, UseCaseSettings
 
 #: The path of a key below `attributes`; items of a list by their number.
@@ -270,9 +268,3 @@ def _plain_type(annotation: typing.Any) -> typing.Any:
 def _item_type(info: FieldInfo) -> typing.Any:
     parts = (info.annotation, *typing.get_args(info.annotation))
     return next((typing.get_args(part)[0] for part in parts if typing.get_origin(part) is list), None)
-
-
-def did_you_mean(name: str, choices: Iterable[str]) -> str:
-    """Return `; did you mean ...?` for the nearest of the choices, or an empty string where none is near."""
-    near = difflib.get_close_matches(name, list(choices), n=1, cutoff=0.5)
-    return f"; did you mean `{near[0]}`?" if near else ""

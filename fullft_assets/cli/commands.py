@@ -260,7 +260,8 @@ def _prepare(options: argparse.Namespace) -> None:
     name = options.use_case
     places = find_use_cases(options.defs) if name is None else [find_use_case(name, options.defs)]
     for path in [path for path, _ in places if name is not None or not is_dormant(path)]:
-        prepare(path)
+        if not prepare(path) and name is not None:
+            print(f"{name} is no demo: it reads what documents.path names, and nothing was written")
 
 
 @_command(

@@ -7,8 +7,9 @@ from pathlib import Path
 from fullft_assets.checking.project import DEFS, find_project_root
 
 
-def prepare(yaml_path: Path) -> None:
-    """Write the sample delivery of a shipped use case unless it is there; others bring their own data.
+def prepare(yaml_path: Path) -> bool:
+    """Write the sample delivery of a shipped use case unless it is there; return whether it is one: others
+    bring their own data.
 
     Raises:
         SettingsError: a package with the data or the model is not installed.
@@ -23,6 +24,7 @@ def prepare(yaml_path: Path) -> None:
         # First what may be missing.
         standard_library.write_model(data / "models" / "smollm2-135m")
         standard_library.write_licence_texts(data / "licence_texts")
+    return name in ("licences", "licence_texts")
 
 
 def is_dormant(yaml_path: Path) -> bool:

@@ -2,14 +2,13 @@
 Great Expectations.
 """
 
-import difflib
 import json
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from fullft_assets.errors import SettingsError
+from fullft_assets.errors import SettingsError, did_you_mean
 from fullft_assets.examples.rules import ESSENTIAL, PROFILE_COLUMNS, applicable, check_name
 from fullft_assets.examples.texts import LANGUAGES
 from fullft_assets.settings import RULES, ExamplesSettings, Expectation
@@ -153,10 +152,4 @@ def _column_problems(column: Any, settings: ExamplesSettings) -> Iterator[str]:
 
 def _near(name: str, choices: Iterable[str]) -> str:
     names = list(choices)
-    return (
-        f"; did you mean `{near[0]}`?"
-        if (near := difflib.get_close_matches(name, names, n=1, cutoff=0.5))
-        else f"; known: {', '.join(names)}"
-        if len(names) <= 20
-        else ""
-    )
+    return did_you_mean(name, names) or (f"; known: {', '.join(names)}" if len(names) <= 20 else "")

@@ -2,7 +2,6 @@
 as YAML has them.
 """
 
-import difflib
 import typing
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, ClassVar, LiteralString, Self, cast
@@ -17,6 +16,8 @@ from pydantic import (
     model_validator,
 )
 from pydantic_core import CoreSchema, ErrorDetails, InitErrorDetails, PydanticCustomError, core_schema
+
+from fullft_assets.errors import did_you_mean
 
 
 class YamlNumber:
@@ -88,13 +89,11 @@ class Settings(BaseModel):
         if error["type"] == "extra_forbidden" and len(error["loc"]) == 1:
             key = str(error["loc"][0])
             message = f"unknown key `{key}`"
-            near = difflib.get_close_matches(key, cls.model_fields, n=1, cutoff=0.6)
             if key in cls.REMOVED:
                 message = f"`{key}` was removed; {cls.REMOVED[key]}"
-            elif near:
-                message += f"; did you mean `{near[0]}`?"
             else:
-                message += f"; known keys: {', '.join(cls.model_fields)}"
+                known_keys = f"; known keys: {', '.join(cls.model_fields)}"
+                message += did_you_mean(key, cls.model_fields) or known_keys
         value = "a list" if isinstance(error["input"], list) else error["input"]
         name = f"{error['loc'][0]}: {value}" if error["loc"] else ""
         if name in cls.REMOVED:
@@ -132,8 +131,7 @@ class OneOf:
         known_names = self.names()
         if name in known_names:
             return name
-        near = difflib.get_close_matches(name, known_names, n=1, cutoff=0.6)
-        hint = f"did you mean `{near[0]}`?" if near else f"known: {', '.join(known_names)}"
+        hint = did_you_mean(name, known_names) or f"; known: {', '.join(known_names)}"
         raise PydanticCustomError(
-            "unknown_name", "{message}", {"message": f"unknown {self.kind} `{name}`; {hint}"}
+            "unknown_name", "{message}", {"message": f"unknown {self.kind} `{name}`{hint}"}
         )

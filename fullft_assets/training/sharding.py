@@ -65,12 +65,14 @@ def load(
 def load_scored(
     load: Callable[[], PreTrainedModel], settings: TrainingSettings, *, is_shared: bool
 ) -> PreTrainedModel:
-    """Return a model that is scored and not trained: in parts where processes share it."""
+    """Return a model that is scored and not trained: in parts where processes that make its passes together
+    share what they train, too.
+    """
     free_memory()
     # In the precision of scoring, whatever training computes in.
     return (
         load_parts(load, settings.model_copy(update={"precision": "auto", "weights": "fp32"}))
-        if is_shared
+        if is_shared and settings.sharding != "none"
         else load()
     )
 

@@ -1,7 +1,7 @@
 """evaluation: finetuned_checkpoint, cheaper_baselines, pilot_run, training_snapshot -> evaluation_report.
 
 Run by a launcher or by hand: `python -m fullft_assets.launch.workloads.evaluation --job URI`; under torchrun
-where `training.sharding` is on.
+where training has several processes.
 """
 
 from collections import defaultdict
@@ -39,7 +39,7 @@ from fullft_assets.evaluation.metadata import EvaluationMetadata
 from fullft_assets.evaluation.verdict import DECISION, ReleaseVerdict, check_outcomes, verdict
 from fullft_assets.job import Job
 from fullft_assets.launch.entry import run_workload
-from fullft_assets.models.inference import claim_device
+from fullft_assets.models.inference import IS_DEALT, claim_device
 from fullft_assets.planning import BaselinesMetadata, PilotMetadata
 from fullft_assets.planning.worth import Worth, asked, judge_worth, turning_points
 from fullft_assets.progress import Progress
@@ -52,6 +52,7 @@ from fullft_assets.store import Manifest, Store, digest
 from fullft_assets.task import BASELINES, task_of
 from fullft_assets.tasks.context import EvaluationContext, EvaluationResult, store_baseline
 from fullft_assets.tasks.language.assessment import ANSWERS
+from fullft_assets.training import ranks
 
 NOTHING = ("", None)
 
@@ -70,9 +71,12 @@ class Judged:
 
 def work(job: Job, store: Store, progress: Progress) -> None:
     """Evaluate a candidate on the test rows and write the report; where a baseline is to become champion, a
-    report on that as well. Several processes share the models that are evaluated, and the first one writes.
+    report on that as well. Several processes make the passes of the models together, each with its part of a
+    model where training shares it, and the first one writes.
     """
     claim_device()
+    ranks.connect()
+    IS_DEALT.set(num_ranks() > 1)
     inputs = job.load_inputs(store)
     all_rows = load_split(store, inputs[TRAINING_SNAPSHOT], "test")
     test = unseen(job, store, inputs, all_rows)
