@@ -53,7 +53,7 @@ def without_secrets(text: str) -> str:
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
     """Return `; did you mean ...?` for the nearest of the choices, or an empty string where none is near."""
-    near = difflib.get_close_matches(name, list(choices), n=1, cutoff=0.5)
+    near = difflib.get_close_matches(name, list(choices), n=1)
     return f"; did you mean `{near[0]}`?" if near else ""
 
 

@@ -202,13 +202,13 @@ def evaluation(folder: Path) -> Any:
     checkpoint = lab.checkpoint("learned", lab.learn(folder / "learned"))
     scoring.MAX_ANSWER_TOKENS = 30
 
-    def evaluate(count: int, sharding: str = "fsdp2") -> dict[str, Any]:
-        chosen = {"evaluation": {"generated_answers": 5}, "training": {"sharding": sharding}}
-        job = lab.context(checkpoint, key=f"{sharding}-{count}", **chosen).job
+    def evaluate(count: int) -> dict[str, Any]:
+        chosen = {"evaluation": {"generated_answers": 5}, "training": {"sharding": "fsdp2"}}
+        job = lab.context(checkpoint, key=f"of-{count}", **chosen).job
 
         def scene(_: Path, rank: int) -> int:
             passes = note_passes()
-            if rank and sharding != "none":
+            if rank:
                 PreTrainedModel.from_pretrained = None
             work(job, lab.store, QUIET)
             return len(passes)
@@ -222,7 +222,7 @@ def evaluation(folder: Path) -> Any:
             "num_passes": num_passes,
         }
 
-    return {"whole": evaluate(1), "shared": evaluate(2), "dealt": evaluate(2, "none")}
+    return {"whole": evaluate(1), "shared": evaluate(2)}
 
 
 def stages(folder: Path) -> Any:

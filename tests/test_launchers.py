@@ -414,7 +414,7 @@ class TestMachine:
         ("planning", "none", 2, False),
         ("planning", "fsdp2", 1, False),
         ("evaluation", "fsdp2", 2, True),
-        ("evaluation", "none", 2, True),
+        ("evaluation", "none", 2, False),
         ("monitoring", "fsdp2", 2, False),
     ],
 )

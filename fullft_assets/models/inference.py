@@ -515,4 +515,9 @@ def features_of_documents(
     for items, states in read_by_head(model, chunks, listener, pick):
         if is_first_rank():
             np.add.at(features, [row for row, _ in items], states)
-    return features / np.array([len(document) for document in chunks], np.float32)[:, None]
+    # Zeros that nobody writes take no memory.
+    return (
+        features / np.array([len(document) for document in chunks], np.float32)[:, None]
+        if is_first_rank()
+        else features
+    )

@@ -10,7 +10,7 @@ from typing import Any
 
 from fullft_assets import release
 from fullft_assets.checkpoint.metadata import CheckpointMetadata
-from fullft_assets.errors import DataError, FullftError, SettingsError, did_you_mean
+from fullft_assets.errors import DataError, FullftError, SettingsError
 from fullft_assets.resources.store import default_store, open_url
 from fullft_assets.settings import ChunksSettings, UseCaseSettings
 from fullft_assets.snapshot import SnapshotMetadata
@@ -91,10 +91,7 @@ def load_champion(
     """
     in_use = release.read_champion(store, case)
     if in_use is None:
-        raise FullftError(
-            f"{case} has no champion yet; `fullft run {case}` trains and judges one"
-            f"{did_you_mean(case, [name for name in store.names('') if name != case])}"
-        )
+        raise FullftError(f"{case} has no champion yet; `fullft run {case}` trains and judges one")
     checkpoint = store.load(in_use.checkpoint)
     about = CheckpointMetadata.of(checkpoint)
     if settings is None:

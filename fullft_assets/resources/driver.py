@@ -100,15 +100,10 @@ class LaunchDriver:
         the job must not outlive.
         """
         processes = launcher.settings.processes
-        # Planning measures the machine where each process has a whole model; other hosts would start for an
-        # evaluation alone.
         is_shared = workload == "training" or (
-            launcher.has_room(processes)
-            and (
-                workload in ("planning", "evaluation")
-                if job.settings.training.sharding != "none"
-                else workload == "evaluation" and getattr(launcher.settings, "nodes", 1) == 1
-            )
+            workload in ("planning", "evaluation")
+            and job.settings.training.sharding != "none"
+            and launcher.has_room(processes)
         )
         return LaunchSpec(
             name,

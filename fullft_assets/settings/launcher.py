@@ -320,7 +320,7 @@ class ContainerLauncherSettings(BackendLauncherSettings):
         le=64,
         description=(
             "Pods or instances that share a training; each starts as many of launcher.processes as the"
-            " others. Other workloads take one, and `ecs` always does."
+            " others. Workloads that share no model take one, and `ecs` always does."
         ),
     )
 

@@ -467,10 +467,16 @@ class EvaluationContext:
 
     def open(self, name: str) -> OpenedModel:
         """Return the model of a checkpoint among the inputs."""
+        self._fetch_once(name)
         return open_model(self.store, self.inputs[name], self.job.settings, self.progress)
 
     def model_folder(self, name: str) -> ModelFolder:
+        self._fetch_once(name)
         return with_rights(self.store.folder(self.inputs[name]) / "model", self.job.settings)
+
+    def _fetch_once(self, name: str) -> None:
+        if self.shares_models:  # from a bucket, a host needs one copy
+            ranks.run_on_each_host(partial(self.store.folder, self.inputs[name]), self.progress)
 
     def has_tokenizer_of_snapshot(self, name: str) -> bool:
         """Return whether a checkpoint among the inputs has the tokenizer that the snapshot's chunks were

@@ -65,14 +65,12 @@ def load(
 def load_scored(
     load: Callable[[], PreTrainedModel], settings: TrainingSettings, *, is_shared: bool
 ) -> PreTrainedModel:
-    """Return a model that is scored and not trained: in parts where processes that make its passes together
-    share what they train, too.
-    """
+    """Return a model that is scored and not trained: in parts where processes share it."""
     free_memory()
     # In the precision of scoring, whatever training computes in.
     return (
         load_parts(load, settings.model_copy(update={"precision": "auto", "weights": "fp32"}))
-        if is_shared and settings.sharding != "none"
+        if is_shared
         else load()
     )
 

@@ -1,7 +1,7 @@
 """evaluation: finetuned_checkpoint, cheaper_baselines, pilot_run, training_snapshot -> evaluation_report.
 
 Run by a launcher or by hand: `python -m fullft_assets.launch.workloads.evaluation --job URI`; under torchrun
-where training has several processes.
+where `training.sharding` is on.
 """
 
 from collections import defaultdict
@@ -39,7 +39,7 @@ from fullft_assets.evaluation.metadata import EvaluationMetadata
 from fullft_assets.evaluation.verdict import DECISION, ReleaseVerdict, check_outcomes, verdict
 from fullft_assets.job import Job
 from fullft_assets.launch.entry import run_workload
-from fullft_assets.models.inference import IS_DEALT, claim_device
+from fullft_assets.models.inference import claim_device
 from fullft_assets.planning import BaselinesMetadata, PilotMetadata
 from fullft_assets.planning.worth import Worth, asked, judge_worth, turning_points
 from fullft_assets.progress import Progress
@@ -71,12 +71,10 @@ class Judged:
 
 def work(job: Job, store: Store, progress: Progress) -> None:
     """Evaluate a candidate on the test rows and write the report; where a baseline is to become champion, a
-    report on that as well. Several processes make the passes of the models together, each with its part of a
-    model where training shares it, and the first one writes.
+    report on that as well. Several processes share the models that are evaluated, and the first one writes.
     """
     claim_device()
     ranks.connect()
-    IS_DEALT.set(num_ranks() > 1)
     inputs = job.load_inputs(store)
     all_rows = load_split(store, inputs[TRAINING_SNAPSHOT], "test")
     test = unseen(job, store, inputs, all_rows)
@@ -102,7 +100,10 @@ def _judge(context: EvaluationContext, test: Split) -> Judged:
     noise = seed_noise(_seed_runs(context.store, inputs)) or assumed_seed_noise(evaluation, num_train_rows)
     worth = _worth(settings, inputs, evaluation)
     rule = champion_rule(candidate, inputs[CHAMPION]) if CHAMPION in inputs else "superiority"
-    decision = verdict(evaluation, settings.release, rule, noise, look=1 + len(_refs(inputs, LOOK)))
+    # A gate of another package may judge otherwise in another process.
+    decision = ranks.from_first(
+        verdict(evaluation, settings.release, rule, noise, look=1 + len(_refs(inputs, LOOK)))
+    )
     context.progress.say(f"{evaluation.justification.sentence} {worth.sentence}")
     context.progress.say(decision.sentence)
     return Judged(

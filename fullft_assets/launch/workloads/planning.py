@@ -200,10 +200,9 @@ def _write_baselines(workload: Planning, draft: Draft) -> Manifest | None:
     metric = workload.job.settings.primary_metric
     scores = {}
     seconds = {}
-    is_shared = workload.processes > 1
     context = replace(
         baseline_context(workload.job, workload.store, workload.snapshot, workload.progress),
-        shares_models=is_shared,
+        shares_models=workload.processes > 1,
     )
 
     def score(name: str) -> dict[str, Any]:
@@ -213,7 +212,7 @@ def _write_baselines(workload: Planning, draft: Draft) -> Manifest | None:
         began = time.monotonic()
         metrics = (
             ranks.by_first(partial(score, name), workload.progress)
-            if is_shared and not BASELINES.get(name).shares_model
+            if context.shares_models and not BASELINES.get(name).shares_model
             else score(name)
         )
         seconds[name] = time.monotonic() - began
