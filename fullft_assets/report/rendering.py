@@ -5,8 +5,6 @@ Texts of test rows and names of their groups only appear in the HTML: the Markdo
 log, which nothing is erased from.
 """
 
-from __future__ import annotations
-
 import base64
 import json
 import math
@@ -297,7 +295,7 @@ def render(template: str, evaluation: Evaluation, **context: Any) -> str:
 
 
 @cache
-def _environment(task: str) -> jinja2.Environment:
+def _environment(task: str) -> "jinja2.Environment":
     import jinja2
 
     environment = jinja2.Environment(

@@ -11,8 +11,6 @@ Where a group, or a split, has more rows than its maximum, some are drawn by key
 label is lost.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,7 +42,7 @@ class GroupSplits:
     split: np.ndarray
 
     @classmethod
-    def of(cls, rows: Rows, ledger: Ledger, settings: SnapshotSettings) -> GroupSplits:
+    def of(cls, rows: Rows, ledger: Ledger, settings: SnapshotSettings) -> "GroupSplits":
         """Return the splits by hash and ledger, before any label is looked at."""
         hashes = np.empty(int(rows.group.max(initial=-1)) + 1)
         hashes[rows.group] = rows.unit_hash

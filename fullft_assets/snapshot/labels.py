@@ -6,8 +6,6 @@ have several labels, it stays and only loses that one: each label is a question 
 longer asked.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -48,12 +46,12 @@ class Labels:
     code: np.ndarray
     names: list[str]
 
-    def of(self, rows: np.ndarray) -> Labels:
+    def of(self, rows: np.ndarray) -> "Labels":
         """Return the pairs of the rows that a mask [rows] selects."""
         mask = rows[self.row]
         return Labels(self.row[mask], self.code[mask], self.names)
 
-    def without(self, codes: np.ndarray) -> Labels:
+    def without(self, codes: np.ndarray) -> "Labels":
         """Return the pairs of the labels that are not among these codes."""
         mask = ~np.isin(self.code, codes)
         return Labels(self.row[mask], self.code[mask], self.names)

@@ -9,8 +9,6 @@ takes nothing along that a later one does not have.
 A group is known by its place, the keyed hash that also gives it its split; its name is nowhere in the ledger.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
@@ -46,7 +44,7 @@ class Ledger:
     splits: np.ndarray
 
     @classmethod
-    def of(cls, places: np.ndarray, splits: np.ndarray) -> Ledger:
+    def of(cls, places: np.ndarray, splits: np.ndarray) -> "Ledger":
         """Return the ledger of these entries; of several with one place the split that goes first counts."""
         order = np.lexsort((splits, places))
         ordered = places[order]
@@ -54,7 +52,7 @@ class Ledger:
         return cls(places[first].astype(np.float64), splits[first].astype(np.int8))
 
     @classmethod
-    def join(cls, ledgers: Iterable[Ledger]) -> Ledger:
+    def join(cls, ledgers: "Iterable[Ledger]") -> "Ledger":
         """Return all entries of several ledgers: what one of them holds out is held out."""
         parts = [EMPTY, *ledgers]
         return cls.of(

@@ -4,8 +4,6 @@ Training rows are a table of `datasets`, one row a chunk, that all processes of 
 they take no memory of a process, and may be larger than memory.
 """
 
-from __future__ import annotations
-
 import sys
 import uuid
 from collections.abc import Sequence
@@ -64,7 +62,7 @@ class Split:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def select(self, positions: Sequence[int] | np.ndarray) -> Split:
+    def select(self, positions: Sequence[int] | np.ndarray) -> "Split":
         """Return the rows at the given positions, in that order."""
         pick = [int(p) for p in positions]
         return Split(

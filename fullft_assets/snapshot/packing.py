@@ -5,8 +5,6 @@ algorithms"): the longest piece first, each into the fullest row that still has 
 in order, so a run that stops resumes at exactly the row that it was at, and no token is lost or read twice.
 """
 
-from __future__ import annotations
-
 from bisect import bisect_left, insort
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -53,7 +51,7 @@ class Packing:
         """Return where the pieces of a row are."""
         return slice(int(self.row_offsets[number]), int(self.row_offsets[number + 1]))
 
-    def first(self, num_rows: int) -> Packing:
+    def first(self, num_rows: int) -> "Packing":
         """Return the first rows alone."""
         offsets = self.row_offsets[: num_rows + 1]
         pieces = slice(0, int(offsets[-1]))
@@ -74,7 +72,7 @@ class Packing:
         )
 
     @classmethod
-    def from_table(cls, table: pa.Table, capacity: int) -> Packing:
+    def from_table(cls, table: pa.Table, capacity: int) -> "Packing":
         """Return the packing that `to_table` wrote."""
         offsets = np.append(0, np.cumsum(np.bincount(table["row"].to_numpy())))
         pieces = (table[name].to_numpy().astype(np.int64) for name in _Pieces._fields)
@@ -88,7 +86,7 @@ class _Pieces(NamedTuple):
     start: np.ndarray
     length: np.ndarray
 
-    def take(self, picks: np.ndarray) -> _Pieces:
+    def take(self, picks: np.ndarray) -> "_Pieces":
         return _Pieces(*(values[picks] for values in self))
 
 

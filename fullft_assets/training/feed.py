@@ -5,8 +5,6 @@ The order of the rows is planned from the seed and does not depend on the number
 resumed, or continues with smaller passes, continues where it was.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -78,7 +76,7 @@ _POOL_BATCHES = 50
 
 
 def packed(
-    pieces: Pieces,
+    pieces: "Pieces",
     rows_a_pass: int,
     epochs: float,
     seed: int,
@@ -121,7 +119,7 @@ def packed(
 
 
 def padded(
-    pieces: Pieces,
+    pieces: "Pieces",
     rows_a_pass: int,
     rows_a_batch: int,
     epochs: float,

@@ -6,8 +6,6 @@ the step log first: what it reports depends on nothing else, so it survives a ki
 `fullft_assets.settings.guards` registers ours and those of other packages.
 """
 
-from __future__ import annotations
-
 import math
 import statistics
 from collections import deque
@@ -59,7 +57,7 @@ class StepMetrics:
     tokens_per_second: float | None = None
 
     @classmethod
-    def of_line(cls, line: Mapping[str, Any]) -> StepMetrics:
+    def of_line(cls, line: Mapping[str, Any]) -> "StepMetrics":
         """Return the metrics in a line of the step log."""
         return cls(
             line["step"], **{name: line.get(name) for name in cls.__dataclass_fields__ if name != "step"}

@@ -4,8 +4,6 @@ Several processes have a copy of the model each (DDP), or a part of its weights,
 (FSDP2).
 """
 
-from __future__ import annotations
-
 import random
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -230,7 +228,7 @@ class Step:
     _copied: torch.Event | None
 
     @classmethod
-    def of(cls, number: int, rate: float, loss: torch.Tensor, norm: torch.Tensor) -> Step:
+    def of(cls, number: int, rate: float, loss: torch.Tensor, norm: torch.Tensor) -> "Step":
         """Begin to copy loss and norm to the host."""
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         loss_and_norm = torch.stack([loss, norm.to(loss)]).to("cpu", non_blocking=True)

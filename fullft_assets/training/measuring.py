@@ -8,8 +8,6 @@ an architecture is needed. What an optimizer keeps of each weight it says itself
 on others follows from it.
 """
 
-from __future__ import annotations
-
 import math
 import os
 import platform
@@ -217,7 +215,7 @@ def with_fitting_passes(
 
 
 def _fitting_passes(
-    outline: Outline, settings: TrainingSettings, processes: int, limit: float
+    outline: "Outline", settings: TrainingSettings, processes: int, limit: float
 ) -> dict[str, Any]:
     def peak(setup: TrainingSettings) -> int:
         target = Target(name="this machine", gpu="GPU")
@@ -444,7 +442,7 @@ class _BackwardPass:
     """
 
     def __init__(
-        self, model: PreTrainedModel, tracker: Tracker, processes: int, width: int, *, frees_gradients: bool
+        self, model: PreTrainedModel, tracker: "Tracker", processes: int, width: int, *, frees_gradients: bool
     ):
         self._tracker = tracker
         self._processes = processes

@@ -1,7 +1,5 @@
 """A task's recipe: what differs between tasks in training, planning and the pilot."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -53,7 +51,7 @@ class Recipe(ABC):
         """Training rows as the pilot counts them; the first ones are a random draw."""
 
     @abstractmethod
-    def first(self, num_rows: int) -> Recipe:
+    def first(self, num_rows: int) -> "Recipe":
         """Return the same recipe with only the first training rows."""
 
     @abstractmethod

@@ -2,8 +2,6 @@
 with the rates of the last steps.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import math
 import os
@@ -163,7 +161,7 @@ class ModelShape:
     hidden: int
 
     @classmethod
-    def of(cls, model: PreTrainedModel) -> ModelShape:
+    def of(cls, model: PreTrainedModel) -> "ModelShape":
         """Return the shape of a model whose frozen weights are frozen already."""
         head = model.get_output_embeddings()
         head_weights = [] if head is None else list(head.parameters())

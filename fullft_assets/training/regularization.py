@@ -6,8 +6,6 @@ Li & Hoiem 2016, arXiv:1606.09282, distil a model from its former self), and the
 encoder. The base model's passes take no gradients.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,7 +26,7 @@ from fullft_assets.training.optimizers.low_memory import local
 from fullft_assets.training.recipe import Recipe
 
 
-def anchors(recipe: Recipe, model: PreTrainedModel, settings: TrainingSettings, seed: int) -> list[Anchor]:
+def anchors(recipe: Recipe, model: PreTrainedModel, settings: TrainingSettings, seed: int) -> "list[Anchor]":
     """Return the pulls on a model that the settings ask for; they lead to the base model also where training
     starts from another one. All processes that share the model must call this.
 

@@ -1,7 +1,5 @@
 """The dataframe engine that compares the rows of all batches: in this process, or on a Ray cluster."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress

@@ -11,8 +11,6 @@ WINDOW consecutive runs of RUN_WORDS words (Roberts et al. 2004, "Reducing stora
 sequence comparison"). A passage of 18 words that is quoted word for word keeps one.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass

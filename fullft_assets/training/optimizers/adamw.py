@@ -2,8 +2,6 @@
 stochastically.
 """
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING, Any
 
 from fullft_assets.settings.optimizers import Optimizer, Weights, bytes_per_weight
@@ -28,7 +26,7 @@ class AdamW(Optimizer):
         """Return the bytes of both moments."""
         return 2 * bytes_per_weight(weights)
 
-    def build(self, groups: list[dict[str, Any]], weights: Weights, seed: int) -> torch.optim.Optimizer:
+    def build(self, groups: list[dict[str, Any]], weights: Weights, seed: int) -> "torch.optim.Optimizer":
         """Return torch's optimizer for weights in fp32, else our own."""
         import torch
 
@@ -41,7 +39,7 @@ class AdamW(Optimizer):
         )
 
 
-def step(update: Update) -> None:
+def step(update: "Update") -> None:
     """Update a weight and its moments."""
     weight = update.weight
     moments = [update.moment(name, weight.shape, weight.dtype) for name in ("exp_avg", "exp_avg_sq")]

@@ -10,8 +10,6 @@ Weights in bf16 are rounded stochastically as they are written. With rounding to
 of less than 1/512 of its weight would be lost (Zamirai et al. 2020, arXiv 2010.06192).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
