@@ -102,6 +102,13 @@ def test_the_pilots_rows_train_it_unasked(task: str, tmp_path: Path) -> None:
     pilot = prepared.store.find(job.case, "pilot_run", job.key)
     assert pilot is not None
     assert 0 < pilot.metadata["lora_score"] < 1
+    (point,) = pilot.metadata["learning_curve"]
+    recipe = prepared.recipe.first(point["rows"])
+    scored = (
+        dict(recipe.score_baselines(["tfidf"], tmp_path, prepared.baseline_context)) if task != "sft" else {}
+    )
+    expected = scored["tfidf"]["macro_f1"] if scored else point["start"]
+    assert point["baseline"] == pytest.approx(expected) and point["rows"] < prepared.recipe.num_rows
     assert f"(LoRA on the same rows {pilot.metadata['lora_score']:.3f})" in pilot.checks[0].description
 
 

@@ -58,25 +58,18 @@ def test_without_a_value_it_is_not_asked() -> None:
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "is_start", "price", "rows"),
+    ("low", "high", "price", "rows"),
     [
-        (
-            0.03,
-            0.07,
-            True,
-            "not worth it below 17.14 USD a year, worth it above 40.00 USD",
-            "fewer than 800;",
-        ),
-        (-0.06, 0.02, True, "not worth it below 60.00 USD a year, worth it for certain at no", "3,200 by "),
-        (-0.06, 0.02, False, "not worth it below 60.00 USD a year, worth it for certain at no", "unknown"),
-        (-0.6, -0.2, True, "unknown: nothing was gained", "unknown"),
+        (0.03, 0.07, "not worth it below 17.14 USD a year, worth it above 40.00 USD", "fewer than 800;"),
+        (-0.06, 0.02, "not worth it below 60.00 USD a year, worth it for certain at no", "80,000 by "),
+        (-0.6, -0.2, "unknown: nothing was gained", "unknown"),
     ],
 )
 def test_the_price_and_the_rows_at_which_the_answer_turns(
-    low: float, high: float, is_start: bool, price: str, rows: str
+    low: float, high: float, price: str, rows: str
 ) -> None:
     gain = (low + high) / 2
-    values = dict(turning_points(low, gain, high, judged(low, gain, high), 800, is_start=is_start))
+    values = dict(turning_points(low, gain, high, judged(low, gain, high), 800))
     assert values["price of a point at which this turns"].startswith(price)
     assert values["training rows at which it turns"].startswith(rows)
 

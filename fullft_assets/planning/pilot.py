@@ -13,15 +13,15 @@ from fullft_assets.store.checks import CheckSpec
 PILOT_PREDICTS_GAIN = CheckSpec(
     "pilot_predicts_gain", "The pilot predicts the required gain over the baselines."
 )
-#: How far trainings stray from their curve by chance, in the metric's units.
-_STRAYING = 0.02
 #: A training that ends so much below its own start failed, and says nothing of another one.
 _MAX_FALL = 0.05
-#: What each doubling of the rows adds to what the steps gain, in the metric's units: expected and at most.
+#: How the gain over the best baseline changes from a tenth of the rows to all, in the metric's units:
+#: expected, by chance (a standard deviation), and at most.
 GROWTH = 0.01
-MAX_GROWTH = 0.04
-#: What more rows may take from the pilot's gain, as a share: they help the start, too.
-_MAX_LOSS = 0.5
+_STRAYING = 0.015
+MAX_GROWTH = 0.05
+#: Rows that training answers otherwise than its start, as a share: what a gain's sampling error comes from.
+_CHANGED = 0.1
 #: Standard errors to each side of a 90% interval.
 _REACH = 1.645
 
@@ -32,16 +32,18 @@ class Point(Record):
     Attributes:
         start: before its first step: of the head that its rows fit, or of the base model.
         score: after its last one.
+        baseline: of the best baseline that learned from the same rows, or of the start.
     """
 
     rows: int
     start: float
     score: float
+    baseline: float
 
     @property
     def gain(self) -> float:
-        """What the steps gained."""
-        return self.score - self.start
+        """What the training has more than the baseline."""
+        return self.score - self.baseline
 
 
 class PredictedScore(Record):
@@ -77,34 +79,34 @@ def pilot_rows(num_rows: int, share: float, batch_size: int) -> int:
 
 
 def predict_score(
-    point: Point, start: float | None, target_rows: int, num_validation_rows: int
+    point: Point, baseline: float | None, target_rows: int, num_validation_rows: int
 ) -> PredictedScore:
-    """Return the prediction of the score after training on `target_rows`: the start of that training is
-    known, and the pilot measured what steps add to a start.
+    """Return the prediction of the score after training on `target_rows`: its gain over the best baseline is
+    that of the pilot over the best one on the pilot's rows.
 
-    Each doubling of the rows adds a point to what is expected, and to the high end four, together at least
-    the pilot's gain again. The low end has half of that gain, as more rows help the start, too. Chance is the
-    sampling error of the validation rows and 2 points of straying. Where the start is not known, or the pilot
-    failed, nothing bounds the interval. `python -m benchmarks.pilot` counts how often it covers what full
-    trainings reach.
+    A point is added, at the high end five more, as training gains from more rows than baselines do. Chance is
+    the sampling error of the validation rows and 1.5 points of straying. Where no baseline is known, or the
+    pilot failed, nothing bounds the interval. `python -m benchmarks.pilot` counts how often it covers what
+    full trainings reach.
 
     Args:
-        start: score in [0, 1] before the first step of the training on all rows; None: not known.
+        baseline: score in [0, 1] of the best baseline that learned from all rows, or of the start on them;
+            None: not known.
         num_validation_rows: that everything was scored on.
     """
-    doublings = math.log2(max(1.0, target_rows / point.rows))
     # Also where it is not a number.
-    if start is None or not point.gain >= -_MAX_FALL:
-        score = _bounded(point.score if start is None else start)
+    if baseline is None or not point.score - point.start >= -_MAX_FALL:
+        score = _bounded(point.score if baseline is None else baseline)
         return PredictedScore(point=point, target_rows=target_rows, predicted=score, low=0.0, high=1.0)
-    score = start + point.gain
-    chance = _REACH * math.sqrt(max(score * (1 - score), 0.0025) / max(1, num_validation_rows) + _STRAYING**2)
+    growth = min(1.0, math.log(max(1.0, target_rows / point.rows), 10))
+    score = baseline + point.gain + GROWTH * growth
+    chance = _REACH * math.sqrt(_CHANGED / max(1, num_validation_rows) + _STRAYING**2)
     return PredictedScore(
         point=point,
         target_rows=target_rows,
-        predicted=_bounded(score + GROWTH * doublings),
-        low=_bounded(score - max(0.0, _MAX_LOSS * point.gain * min(1.0, doublings)) - chance),
-        high=_bounded(score + max(MAX_GROWTH * doublings, point.gain * min(1.0, doublings)) + chance),
+        predicted=_bounded(score),
+        low=_bounded(score - chance),
+        high=_bounded(score + MAX_GROWTH * growth + chance),
     )
 
 
@@ -147,9 +149,10 @@ def pilot_check(
     )
     description = (
         f"{verdict}: the pilot on {last.rows:,} rows scores {last.score:.3f}"
-        f"{'' if lora is None else f' (LoRA on the same rows {lora:.3f})'}; at {prediction.target_rows:,}"
-        f" rows {prediction.predicted:.3f} is predicted ({prediction.low:.3f} to {prediction.high:.3f}); the"
-        f" best baseline ({best}) has {baseline_score:.3f}: gain {gain:+.3f}, at best {max_gain:+.3f},"
+        f"{'' if lora is None else f' (LoRA on the same rows {lora:.3f})'}, {last.gain:+.3f} over baselines"
+        f" on the same rows; at {prediction.target_rows:,} rows {prediction.predicted:.3f} is predicted"
+        f" ({prediction.low:.3f} to {prediction.high:.3f}); the best baseline ({best}) has"
+        f" {baseline_score:.3f}: gain {gain:+.3f}, at best {max_gain:+.3f},"
         f" required {settings.min_predicted_gain:+.3f}"
     )
     if is_hopeless:

@@ -11,8 +11,9 @@ from fullft_assets.settings import UseCaseSettings
 
 #: Points of a metric between 0 and 1.
 _POINTS = 100
-#: A gain that is missing, in the metric's units, beyond which a forecast of ten doublings says nothing.
-_FARTHEST = 0.1
+#: A gain that is missing, in the metric's units, beyond which a forecast of a thousand times the rows says
+#: nothing.
+_FARTHEST = 0.03
 NOT_ASKED = "Whether that is worth its cost was not asked: set planning.usd_per_point"
 
 
@@ -73,15 +74,14 @@ def judge_worth(low: float, gain: float, high: float, seconds: float, settings: 
 
 
 def turning_points(
-    low: float, gain: float, high: float, worth: Worth, num_rows: int, *, is_start: bool
+    low: float, gain: float, high: float, worth: Worth, num_rows: int
 ) -> list[tuple[str, str]]:
     """Return the price of a point, and the number of training rows, at which the answer turns, as (name,
     value) rows.
 
     Args:
-        low, gain, high: over the best baseline, with the ends of its interval.
-        is_start: whether the training begins as that baseline: the pilot forecasts how a gain over the start
-            grows with the rows, and of no other.
+        low, gain, high: over the best baseline, with the ends of its interval; the pilot forecasts how it
+            grows with ten times the rows.
     """
     price = "unknown: nothing was gained, or the training has no price (planning.hourly_usd)"
     if worth.cost_usd and high > 0:
@@ -93,10 +93,10 @@ def turning_points(
         )
     missing_gain = (worth.break_even or 0.0) - gain
     rows = f"fewer than {num_rows:,}; how many is unknown" if missing_gain <= 0 else "unknown"
-    if is_start and 0 < missing_gain <= _FARTHEST:
+    if 0 < missing_gain <= _FARTHEST:
         rows = (
-            f"{num_rows * 2 ** (missing_gain / GROWTH):,.0f} by the pilot's forecast, at least"
-            f" {num_rows * 2 ** (missing_gain / MAX_GROWTH):,.0f}"
+            f"{num_rows * 10 ** (missing_gain / GROWTH):,.0f} by the pilot's forecast, at least"
+            f" {num_rows * 10 ** (missing_gain / (GROWTH + MAX_GROWTH)):,.0f}"
         )
     return [("price of a point at which this turns", price), ("training rows at which it turns", rows)]
 

@@ -229,14 +229,12 @@ def _report(judgement: Judged, decision: ReleaseVerdict, key: str) -> report.Eva
     evaluation = judgement.evaluation
     is_finetuned = evaluation.candidate == FINETUNED
     gain = evaluation.gain_over_best_baseline
-    best_baseline = evaluation.justification.best_baseline
     turns = turning_points(
         gain.low,
         gain.estimate,
         gain.high,
         judgement.worth,
         SnapshotMetadata.of(inputs[TRAINING_SNAPSHOT]).num_train_rows,
-        is_start=best_baseline in BASELINES and BASELINES.get(best_baseline).is_start,
     )
     return report.EvaluationReport(
         case=job.case,

@@ -246,17 +246,23 @@ def _write_pilot(workload: Planning, draft: Draft, baselines: Manifest) -> Manif
     workload.progress.say(f"pilot on {_pilot_rows(workload.recipe, settings):,} rows ...")
     fit = _pilot_fit(workload, workload.recipe, settings.training.model_copy(update=changes))
     start = next(line[f"validation_{metric}"] for line in fit.history if f"validation_{metric}" in line)
-    point = planning.Point(
-        rows=_pilot_rows(workload.recipe, settings), start=start, score=fit.scores[f"validation_{metric}"]
-    )
+    fitted = _cheap_baselines_on_pilot_rows(workload)
     # A head that more rows fit begins higher; everything else begins alike.
-    starts = [
-        *(score for name, score in to_beat.scores.items() if BASELINES.get(name).is_start),
-        None if workload.recipe.has_new_head else start,
-    ]
+    starts = (
+        [score for name, score in to_beat.scores.items() if BASELINES.get(name).is_start]
+        if workload.recipe.has_new_head
+        else [start]
+    )
+    on_pilot_rows = [*fitted.values(), *([start] if starts else [])]
+    point = planning.Point(
+        rows=_pilot_rows(workload.recipe, settings),
+        start=start,
+        score=fit.scores[f"validation_{metric}"],
+        baseline=max(on_pilot_rows) if on_pilot_rows else start,
+    )
     prediction = planning.predict_score(
         point,
-        starts[0],
+        max([*starts, *(to_beat.scores[name] for name in fitted)], default=None),
         workload.recipe.num_rows,
         SnapshotMetadata.of(workload.snapshot).num_validation_rows,
     )
@@ -265,7 +271,9 @@ def _write_pilot(workload: Planning, draft: Draft, baselines: Manifest) -> Manif
     workload.progress.say(check.description)
     metadata = planning.PilotMetadata(
         lora_score=lora_score,
-        learning_curve=[{"rows": point.rows, "start": start, metric: point.score}],
+        learning_curve=[
+            {"rows": point.rows, "start": start, "baseline": point.baseline, metric: point.score}
+        ],
         predicted=prediction.predicted,
         predicted_low=prediction.low,
         predicted_high=prediction.high,
@@ -278,6 +286,20 @@ def _write_pilot(workload: Planning, draft: Draft, baselines: Manifest) -> Manif
     history = json.dumps({**metadata.as_dict(), "history": fit.history}, indent=1)
     (draft.path / "pilot.json").write_text(history)
     return workload.commit(draft, metadata, [check])
+
+
+def _cheap_baselines_on_pilot_rows(workload: Planning) -> dict[str, float]:
+    """Return the validation scores of the baselines of the lowest rank, such as TF-IDF, which learn in
+    seconds.
+    """
+    settings = workload.job.settings
+    names = [name for name in settings.baselines if BASELINES.get(name).serving_rank == 0]
+    context = baseline_context(workload.job, workload.store, workload.snapshot, workload.progress)
+    with tempfile.TemporaryDirectory(prefix="fullft-pilot-") as folder:
+        scored = workload.recipe.first(_pilot_rows(workload.recipe, settings)).score_baselines(
+            names, Path(folder), context
+        )
+        return {name: metrics[settings.primary_metric] for name, metrics in scored}
 
 
 def _pilot_fit(workload: Planning, recipe: Any, training: TrainingSettings) -> Fit:
