@@ -5,8 +5,8 @@ Markdown.
 training, the head as the rows of each fit it, and TF-IDF (a dictionary for spans); `--measure SET ...` adds
 some, minutes of a core each. Counted are how often the 90% interval covers the score of the full training and
 how wide it is; the verdict against the best baseline, and whether it came true; how often a training is
-refused that is better, or worse, than a baseline by so much, also where the pilot failed; and what share of a
-training it costs. The drawn curves take off behind the pilot's rows.
+refused that is better, or worse, than a baseline by so much, also where the pilot failed or learned nothing;
+and what share of the rows it takes. The drawn curves take off behind the pilot's rows.
 """
 
 from __future__ import annotations
@@ -68,6 +68,11 @@ class Curve:
     def failed(self) -> Curve:
         """The curve whose pilot learned nothing and lost its start."""
         return replace(self, pilot={**self.pilot, "score": self.floor})
+
+    @property
+    def flat(self) -> Curve:
+        """The curve whose pilot learned nothing yet."""
+        return replace(self, pilot={**self.pilot, "score": self.pilot["start"]})
 
 
 def late_curve(seed: int) -> Curve:
@@ -142,14 +147,20 @@ def _row(name: str, curves: Sequence[Curve]) -> str:
     refused = [
         np.mean([curve.verdict(curve.outcome - gain) == "no-go" for curve in curves]) for gain in GAINS
     ]
-    failed = np.mean([curve.failed.verdict(curve.outcome - GAINS[0]) == "no-go" for curve in curves])
+    lost = [
+        np.mean([curve.verdict(outcome - GAINS[0]) == "no-go" for curve, outcome in pilots])
+        for pilots in (
+            [(curve.failed, curve.outcome) for curve in curves],
+            [(curve.flat, curve.outcome) for curve in curves],
+        )
+    ]
     cost = np.mean([curve.pilot["rows"] / curve.num_rows for curve in curves])
     cells = [
         f"{np.mean(covered):.2f}",
         f"{np.mean([prediction.high - prediction.low for prediction in predictions]):.2f}",
         counts,
         f"{sum(came_true)} of {len(came_true)}",
-        *(f"{share:.2f}" for share in [*refused, failed, cost]),
+        *(f"{share:.2f}" for share in [*refused, *lost, cost]),
     ]
     return f"| {' | '.join([f'{name}, {len(curves)}', *cells])} |"
 
@@ -174,9 +185,9 @@ def main(arguments: Sequence[str]) -> Iterator[str]:
     curves = [Curve(**json.loads(line)) for line in CURVES.read_text().splitlines()]
     yield (
         "| set, curves | covered | mean width | go / open / no-go | came true | +2 points refused | -5 | -10"
-        " | -20 | +2 refused, pilot failed | cost |"
+        " | -20 | +2 refused, pilot failed | pilot flat | rows |"
     )
-    yield "|---|--:|--:|---|---|--:|--:|--:|--:|--:|--:|"
+    yield "|---|--:|--:|---|---|--:|--:|--:|--:|--:|--:|--:|"
     for name in dict.fromkeys(curve.name for curve in curves):
         yield _row(name, [curve for curve in curves if curve.name == name])
     yield _row("all", curves)

@@ -172,19 +172,21 @@ class TestPredictedScore:
     def test_the_gain_over_the_best_baseline_is_that_on_the_pilots_rows(self):
         point = pilot_of(0.1, 0.5, baseline=0.56)
         prediction = predict_score(point, 0.7, 3_000, 1_000)
-        chance = 1.645 * (0.015**2 + 0.1 / 1_000) ** 0.5
+        chance = 1.645 * (0.015**2 + 0.25 / 1_000) ** 0.5
         ends = [prediction.low, prediction.predicted, prediction.high]
-        assert ends == pytest.approx([0.75 - chance, 0.75, 0.75 + 0.05 + chance])
+        # At most what the steps gained once more.
+        assert ends == pytest.approx([0.75 - chance, 0.75, 0.74 + 0.1 + chance])
+        assert predict_score(pilot_of(0.03), 0.7, 3_000, 1_000).high == pytest.approx(0.79 + chance)
         assert predict_score(point, 0.7, 3_000, 100).low < prediction.low
         whole = predict_score(point, 0.7, 300, 1_000)
+        chance = 1.645 * (0.25 / 1_000) ** 0.5
         assert [whole.low, whole.predicted, whole.high] == pytest.approx([0.74 - chance, 0.74, 0.74 + chance])
 
     def test_a_late_take_off_stays_possible(self):
         # One that has learned nothing yet is not refused for it; one that learns, and never enough, is.
-        scores = {"majority": 0.08, "tfidf": 0.6}
-        for start, is_refused in ((0.09, False), (0.27, True)):
-            flat = predict_score(pilot_of(0.01, start), start, 4_800, 1_000)
-            assert pilot_check(flat, scores, PlanningSettings()).is_red is is_refused
+        for gain, is_refused in ((0.01, False), (0.03, True)):
+            pilot = predict_score(pilot_of(gain, 0.3, baseline=0.6), 0.6, 3_000, 1_000)
+            assert pilot_check(pilot, {"tfidf": 0.6}, PlanningSettings()).is_red is is_refused
 
     def test_a_pilot_that_failed_or_a_start_that_is_not_known_bounds_nothing(self):
         for point, start in ((pilot_of(-0.3), 0.7), (pilot_of(math.nan), 0.7), (pilot_of(0.2), None)):

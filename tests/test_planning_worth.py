@@ -61,7 +61,7 @@ def test_without_a_value_it_is_not_asked() -> None:
     ("low", "high", "price", "rows"),
     [
         (0.03, 0.07, "not worth it below 17.14 USD a year, worth it above 40.00 USD", "fewer than 800;"),
-        (-0.06, 0.02, "not worth it below 60.00 USD a year, worth it for certain at no", "80,000 by "),
+        (-0.06, 0.02, "not worth it below 60.00 USD a year, worth it for certain at no", "at least 1,724: "),
         (-0.6, -0.2, "unknown: nothing was gained", "unknown"),
     ],
 )

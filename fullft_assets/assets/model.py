@@ -150,7 +150,9 @@ _ASSETS = {
         "What baselines score on the same rows: majority label, TF-IDF, a probe on the frozen model; or the"
         " base model as it is."
     ),
-    PILOT_RUN: ("A fine-tuning on a tenth of the rows: does what its steps gain predict a gain on all rows?"),
+    PILOT_RUN: (
+        "A fine-tuning on a tenth of the rows: does its gain over baselines predict one on all rows?"
+    ),
 }
 
 

@@ -126,7 +126,7 @@ class PilotMetadata(Metadata):
     """Metadata of `pilot_run`.
 
     Attributes:
-        learning_curve: `rows` and the primary metric of each point.
+        learning_curve: `rows`, `start`, `baseline` and the primary metric of the pilot, see `pilot.Point`.
         lora_score: of LoRA on the pilot's rows; None: not measured.
         predicted, predicted_low, predicted_high: score at `target_rows`, and its 90% interval.
     """

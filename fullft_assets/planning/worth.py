@@ -4,16 +4,15 @@ and a year of retraining.
 
 from typing import Any, Literal
 
-from fullft_assets.planning.pilot import GROWTH, MAX_GROWTH
+from fullft_assets.planning.pilot import MAX_GROWTH
 from fullft_assets.planning.targets import retrains_a_year
 from fullft_assets.record import StrictRecord
 from fullft_assets.settings import UseCaseSettings
 
 #: Points of a metric between 0 and 1.
 _POINTS = 100
-#: A gain that is missing, in the metric's units, beyond which a forecast of a thousand times the rows says
-#: nothing.
-_FARTHEST = 0.03
+#: A gain that is missing, in the metric's units, beyond which a forecast says nothing.
+_FARTHEST = 0.1
 NOT_ASKED = "Whether that is worth its cost was not asked: set planning.usd_per_point"
 
 
@@ -80,8 +79,7 @@ def turning_points(
     value) rows.
 
     Args:
-        low, gain, high: over the best baseline, with the ends of its interval; the pilot forecasts how it
-            grows with ten times the rows.
+        low, gain, high: over the best baseline, with the ends of its interval.
     """
     price = "unknown: nothing was gained, or the training has no price (planning.hourly_usd)"
     if worth.cost_usd and high > 0:
@@ -95,8 +93,8 @@ def turning_points(
     rows = f"fewer than {num_rows:,}; how many is unknown" if missing_gain <= 0 else "unknown"
     if 0 < missing_gain <= _FARTHEST:
         rows = (
-            f"{num_rows * 10 ** (missing_gain / GROWTH):,.0f} by the pilot's forecast, at least"
-            f" {num_rows * 10 ** (missing_gain / (GROWTH + MAX_GROWTH)):,.0f}"
+            f"at least {num_rows * 10 ** (missing_gain / MAX_GROWTH):,.0f}: with ten times the rows a gain"
+            f" was seen to grow by {MAX_GROWTH * _POINTS:.0f} points at most"
         )
     return [("price of a point at which this turns", price), ("training rows at which it turns", rows)]
 

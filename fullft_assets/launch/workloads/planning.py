@@ -293,7 +293,8 @@ def _cheap_baselines_on_pilot_rows(workload: Planning) -> dict[str, float]:
     seconds.
     """
     settings = workload.job.settings
-    names = [name for name in settings.baselines if BASELINES.get(name).serving_rank == 0]
+    # The point is the first process's; the others have the same.
+    names = [name for name in settings.baselines if is_first_rank() and BASELINES.get(name).serving_rank == 0]
     context = baseline_context(workload.job, workload.store, workload.snapshot, workload.progress)
     with tempfile.TemporaryDirectory(prefix="fullft-pilot-") as folder:
         scored = workload.recipe.first(_pilot_rows(workload.recipe, settings)).score_baselines(
