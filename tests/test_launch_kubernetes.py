@@ -582,7 +582,9 @@ def last_words(folder: Path, environment: dict[str, str], **chosen: object) -> t
     ("seen", "todo"), [(0, "build the image with a torch for CUDA"), (1, "lower launcher.processes")]
 )
 def test_an_image_whose_torch_sees_fewer_gpus_than_the_pod_asked_for_is_refused(tmp_path, seen, todo):
-    (tmp_path / "torch.py").write_text(f"class cuda:\n    device_count = staticmethod(lambda: {seen})\n")
+    (tmp_path / "torch.py").write_text(
+        f"class accelerator:\n    device_count = staticmethod(lambda: {seen})\n"
+    )
     path = os.pathsep.join(map(str, [tmp_path, TESTS.parent, TESTS]))
     code, found = last_words(tmp_path, {"PYTHONPATH": path}, gpus=2)
     assert (code, found.failure, found.is_own_line) == (3, "settings", True)

@@ -26,7 +26,7 @@ from fullft_assets.tasks.classification.baselines import Tfidf
 from fullft_assets.tasks.context import store_baseline
 from tests import licence_labels, manifests, project as projects, small_language_model
 from tests.checkpoint_metadata import checkpoint_metadata
-from tests.prepared import QUIET, Prepared, prepare, prepare_language_model, write_tiny_model
+from tests.prepared import QUIET, Prepared, prepare, prepare_language_model, write_general, write_tiny_model
 from tests.test_evaluation_workload import Lab, small_model
 
 FEW_GROUPS: dict[str, Any] = {"min_effective_groups": 2}
@@ -130,7 +130,10 @@ def test_a_baseline_of_each_kind_predicts_as_champion(tmp_path: Path, kind: str)
 @pytest.mark.parametrize("task", ["language_modeling", "sft"])
 def test_lora_is_judged_and_writes_where_no_language_model_was_trained(tmp_path: Path, task: str) -> None:
     planning = {"baselines": ["base_model", "lora"]}
-    prepared = prepare_language_model(tmp_path, task, rows=60, planning=planning)
+    write_general(tmp_path / "general", 20)
+    prepared = prepare_language_model(
+        tmp_path, task, rows=60, planning=planning, snapshot={"general": {"path": "general"}}
+    )
     store, job = prepared.store, prepared.job("evaluation_report")
     with store.create(job.case, "cheaper_baselines", "b", version="1", seed=1) as draft:
         context = prepared.baseline_context
@@ -146,6 +149,11 @@ def test_lora_is_judged_and_writes_where_no_language_model_was_trained(tmp_path:
     [report] = store.artifacts(job.case, "evaluation_report")
     evaluation = read_evaluation((store.folder(report) / "evaluation.json").read_bytes())
     assert (evaluation.candidate, evaluation.baselines) == ("lora", ["base_model"])
+    # It is held to the budget as a fine-tuned model is, by what its own training lost.
+    found = evaluation.forgetting
+    base_loss = prepared.recipe.score_general(prepared.recipe.load_original(job.settings.training), QUIET)
+    assert found.before == pytest.approx(base_loss["general_loss"], rel=1e-4)
+    assert found.rise == pytest.approx(found.after - found.before) and found.rise != 0
     manifests.promote(store, job.case, stored.ref, snapshot=prepared.snapshot.ref)
     assert load_champion(store, job.case, prepared.use_case.settings).predict(["The license"], 5)
 

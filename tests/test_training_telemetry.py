@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from mlflow.store.tracking.file_store import FileStore
 from mlflow.tracking._tracking_service import utils
+from transformers import Gemma4TextConfig
 
 from fullft_assets.errors import Interrupted, SettingsError
 from fullft_assets.models.hardware import peak_flops
@@ -19,7 +20,7 @@ from fullft_assets.training.recorder import Meter, ModelShape, StepRecorder, Tra
 from fullft_assets.training.watching import GuardActions, RolledBack
 from tests.optimizer_steps import Stopping
 from tests.prepared import Prepared, quick
-from tests.test_isolation import APART, build
+from tests.test_isolation import APART, SMALL, build
 
 
 def train(
@@ -147,6 +148,17 @@ class TestMLflow:
         assert client.get_metric_history(run.info.run_id, "loss")
 
 
+#: Two of four experts compute a token.
+MIXTURES = {
+    "mixtral": APART["mixtral"],
+    "gemma4": Gemma4TextConfig(
+        **SMALL,
+        **{"enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 8},
+        **{"hidden_size_per_layer_input": 0, "layer_types": ["sliding_attention", "full_attention"]},
+    ),
+}
+
+
 class TestMeter:
     def test_rates_are_those_of_the_last_steps_without_the_time_between(self, monkeypatch):
         now = [0.0]
@@ -160,11 +172,12 @@ class TestMeter:
         assert rates["tokens_per_second"] == pytest.approx(50)
         assert rates["mfu"] == pytest.approx(0.05)
 
-    def test_of_experts_those_count_that_compute_a_token(self):
-        model = build(APART["mixtral"])
+    @pytest.mark.parametrize("name", MIXTURES)
+    def test_of_experts_those_count_that_compute_a_token(self, name):
+        model = build(MIXTURES[name])
         layers = {name: weight.numel() for name, weight in model.base_model.named_parameters()}
         of_experts = sum(size for name, size in layers.items() if ".experts." in name)
-        # Two of four; the embeddings are looked up.
+        # The embeddings are looked up.
         assert (
             ModelShape.of(model).num_weights
             == sum(layers.values()) - of_experts // 2 - layers["embed_tokens.weight"]

@@ -120,7 +120,8 @@ class Evaluation(Record, ABC):
         calibration_error: None: not measured for this task.
         forgetting: None: no general text was given.
         slices: None: none was asked for, or the metric cannot measure them.
-        labels_since_anchor: the labels, against the last champion that was better; None: it was not compared.
+        labels_since_anchor: the labels, against the last champion that was better, else against the champion;
+            None: there is none.
     """
 
     task: str

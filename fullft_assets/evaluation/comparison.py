@@ -327,7 +327,11 @@ class Comparison:
             "slices": slices_against(
                 CHAMPION if CHAMPION in primary.scores else judgement.best_baseline, self.slicing
             ),
-            "labels_since_anchor": slices_against(ANCHOR, of_labels) if ANCHOR in primary.scores else None,
+            "labels_since_anchor": next(
+                # A champion that was promoted as better is its own anchor.
+                (slices_against(name, of_labels) for name in (ANCHOR, CHAMPION) if name in primary.scores),
+                None,
+            ),
         }
 
     def _measure(

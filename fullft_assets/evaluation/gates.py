@@ -270,9 +270,11 @@ class NoSliceIsWorse(Gate):
             num_by_kind = Counter(score.kind for score in worse)
             counts = ", ".join(f"{num} by {kind}" for kind, num in num_by_kind.items())
             text += f": {counts}; the report names them"
-        if eroded:
+        since_anchor = context.evaluation.labels_since_anchor
+        if eroded and since_anchor is not None:
             text += (
-                f"; rare labels that lost since the {title(ANCHOR)}: {len(eroded)}, which the report names"
+                f"; rare labels that lost since the {title(since_anchor.rival)}: {len(eroded)}, which the"
+                " report names"
             )
         return self.result(not worse and not eroded, text, numbers)
 
@@ -289,8 +291,8 @@ def worse_slices(evaluation: Evaluation, settings: ReleaseSettings) -> list[Slic
 
 
 def eroded_labels(evaluation: Evaluation, settings: ReleaseSettings) -> list[SliceScore]:
-    """Return the rare labels on which the model is worse than the last champion that was better: what each
-    release since then lost a little of.
+    """Return the rare labels on which the model is worse than the last champion that was better, which may
+    be the champion: what each release since then lost a little of.
     """
     since_anchor = evaluation.labels_since_anchor
     if since_anchor is None:

@@ -1,8 +1,6 @@
 """Metadata of the evaluation report."""
 
-from typing import Any, Self
-
-from pydantic import model_validator
+from typing import Any
 
 from fullft_assets.evaluation.titles import FINETUNED
 from fullft_assets.store.metadata import Metadata
@@ -59,18 +57,6 @@ class EvaluationMetadata(Metadata):
     looks: list[str] = []
     scores: dict[str, dict[str, float]] = {}
     measured: dict[str, Any]
-
-    @model_validator(mode="after")
-    def _read_scores_of_older_reports(self) -> Self:
-        """Fill `scores` from `measured`, in which older reports have SYSTEM_METRIC."""
-        if self.scores:
-            return self
-        for name, value in self.measured.items():
-            endings = [metric for metric in self.metrics if name.endswith(f"_{metric}")]
-            if endings and name not in self.metrics:
-                metric = max(endings, key=len)
-                self.scores.setdefault(name.removesuffix(f"_{metric}"), {})[metric] = value
-        return self
 
     @property
     def systems(self) -> list[str]:

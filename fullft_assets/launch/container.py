@@ -158,7 +158,7 @@ def missing_gpus(num_gpus: int, otherwise: str) -> Status | None:
     if num_gpus == 0:
         return None
     # Not here, where torch would stay in memory as long as the job runs.
-    command = [sys.executable, "-c", "import torch; print(torch.cuda.device_count())"]
+    command = [sys.executable, "-c", "import torch; print(torch.accelerator.device_count())"]
     answer = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False).stdout.split()
     num_visible = int(answer[-1]) if answer else 0
     if num_visible >= num_gpus:

@@ -17,6 +17,8 @@ from fullft_assets.settings import TrainingSettings
 _LAYER = re.compile(r"^(?!.*(?:vision|visual|audio))(?:.*?\.)?(?:layer|layers|h|block|blocks)\.(\d+)\.")
 #: `embeddings.` (BERT), `wte.`, `wpe.` (GPT-2), `embed_tokens.` (Llama), `embed_in.` (GPT-NeoX).
 _EMBEDDINGS = re.compile(r"(?:^|\.)(?:embeddings|wte|wpe|embed_tokens|embed_positions|embed_in|shared)\.")
+#: Of configurations.
+_EXPERTS_A_TOKEN = ("num_experts_per_tok", "top_k_experts", "moe_topk")
 _aten = torch.ops.aten
 #: Operations that cost much to compute again, and whose results are no larger than hidden states.
 _PRODUCTS = (
@@ -53,6 +55,11 @@ def few(config: PretrainedConfig) -> tuple[int, int] | None:
     step = max(2, next(size for size in range(1, number + 1) if (kinds[:size] * number)[:number] == kinds))
     shorter = next(size for size in range(4, 4 + step) if (number - size) % step == 0)
     return (shorter, shorter + step) if number > 2 * shorter + step else None
+
+
+def experts_a_token(config: PretrainedConfig) -> int:
+    """Return how many experts of a mixture compute a token; 1 of other models."""
+    return next((number for name in _EXPERTS_A_TOKEN if (number := getattr(config, name, None))), 1)
 
 
 def freeze(model: PreTrainedModel, settings: TrainingSettings) -> PreTrainedModel:

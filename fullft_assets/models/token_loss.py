@@ -21,7 +21,7 @@ from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
-from fullft_assets.models import documents, precision
+from fullft_assets.models import documents, layers, precision
 from fullft_assets.models.document_scores import DocumentScores
 from fullft_assets.models.inference import collate, device, evaluating, in_batches, move
 from fullft_assets.models.loading import is_outline
@@ -67,7 +67,7 @@ class TokenLoss:
             if getattr(config, "output_router_logits", False)
             else 0.0
         )
-        self._experts_a_token = getattr(config, "num_experts_per_tok", 1)
+        self._experts_a_token = layers.experts_a_token(config)
 
     def total(self, model: nn.Module, inputs: Mapping[str, Any], labels: torch.Tensor) -> torch.Tensor:
         """Return the sum over all trained tokens, with the routers' `balance`, in fp32, differentiable.

@@ -134,6 +134,12 @@ class Baseline(ABC):
     def load(cls, folder: Path, context: BaselineContext) -> Self:
         """Read what `save` wrote."""
 
+    def general_scores(self) -> dict[str, float]:
+        """Return what a baseline that changes the base model forgot of general text: the scores that
+        `CheckpointMetadata` has.
+        """
+        return {}
+
     def export(self, folder: Path, context: BaselineContext) -> None:
         """Write the model folder of a champion: what `save` writes, and which baseline it is.
 

@@ -188,17 +188,27 @@ def fitted_context(
     labels: Sequence[str],
     rows: Split,
     progress: Progress,
+    general_text: General | None = None,
 ) -> BaselineContext:
     """Return the context that fitted baselines may use to predict rows; their recipe has no training rows.
 
     Args:
         labels: of the baselines.
+        general_text: what they are scored on, too.
     """
     context = baseline_context(job, store, snapshot, progress)
 
     def open_recipe() -> Recipe:
         data = WithoutTraining(
-            context.base_model, rows, context.added_tokens, None, None, store, snapshot, job.settings, labels
+            context.base_model,
+            rows,
+            context.added_tokens,
+            general_text,
+            None,
+            store,
+            snapshot,
+            job.settings,
+            labels,
         )
         return task_of(job.settings.examples).open_recipe(data)
 
@@ -221,8 +231,13 @@ def store_baseline(
     def write(draft: Draft) -> Outcome:
         progress.say(f"storing {name} ...")
         rows = load_split(store, snapshot, "validation")
-        context = fitted_context(job, store, snapshot, baselines_metadata.labels, rows, progress)
-        BASELINES.get(name).load(source, context).export(draft.path / "model", context)
+        general_text = general.load(store, snapshot)
+        context = fitted_context(
+            job, store, snapshot, baselines_metadata.labels, rows, progress, general_text
+        )
+        baseline = BASELINES.get(name).load(source, context)
+        general_scores = baseline.general_scores()
+        baseline.export(draft.path / "model", context)
         if (thresholds := source / f"{name}_{THRESHOLDS}").is_file():
             shutil.copy(thresholds, draft.path / "model" / THRESHOLDS)
         metadata = CheckpointMetadata(
@@ -249,6 +264,7 @@ def store_baseline(
             precision="fp32",
             facts={f"validation_{settings.primary_metric}": baselines_metadata.scores[name]},
             settings_digest=digest(settings.model_dump(mode="json")),
+            **general_scores,
         )
         checks = [CheckOutcome(name=check.name, passed=True, description="not trained") for check in CHECKS]
         return metadata.as_dict(), checks

@@ -102,11 +102,26 @@ class Lora(Baseline):
                 setattr(model.get_submodule(parent), child, layer.get_base_layer())
         export_model(model, folder, context)
 
+    def general_scores(self) -> dict[str, float]:
+        recipe = self.context.open_recipe()
+        # Adapters that are new change nothing: one loading serves both.
+        model = self._untrained()
+        before = recipe.score_general(model, self.context.progress)
+        _load_trained(model, self.weights)
+        after = recipe.score_general(model, self.context.progress)
+        rises = {"general_rise": after[name] - value for name, value in before.items()}
+        return after | rises | {"general_before": value for value in before.values()}
+
     def _model(self) -> PreTrainedModel:
+        model = self._untrained()
+        _load_trained(model, self.weights)
+        return model
+
+    def _untrained(self) -> PreTrainedModel:
+        """Return the base model with new adapters."""
         from fullft_assets.models import precision
 
         model = adapt(self.context.open_recipe(), lora_settings(self.context.settings), self.rank)
-        _load_trained(model, self.weights)
         # As all baselines are scored, whatever training computes in.
         precision.set_scoring(model, None)
         return model

@@ -19,6 +19,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from fullft_assets.errors import SettingsError, without_secrets
+from fullft_assets.models import layers
 from fullft_assets.models.hardware import peak_memory_bytes
 from fullft_assets.progress import Progress
 from fullft_assets.training.checkpoints import StepLog
@@ -173,7 +174,7 @@ class ModelShape:
         }
         config = model.config.get_text_config()
         num_experts = next((getattr(config, name) for name in _NUM_EXPERTS if hasattr(config, name)), None)
-        share = getattr(config, "num_experts_per_tok", 1) / num_experts if num_experts else 1
+        share = layers.experts_a_token(config) / num_experts if num_experts else 1
         sizes = {
             weight: weight.numel() * (share if _OF_EXPERT.search(name) else 1)
             for name, weight in model.named_parameters()
