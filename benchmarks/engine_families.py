@@ -166,7 +166,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             {"model_type": "ministral3", **_text()}, {"model_type": "pixtral", **_PICTURES, "head_dim": 16}
         ),
     ),
-    "mistral4": ("mistral4", _text(**_LATENT)),
+    "mistral4": ("mistral4", _text(**{**_LATENT, "head_dim": 16})),
     "mixtral": ("mixtral", _text(num_local_experts=4)),
     "gemma2": ("gemma2", _text(sliding_window=16)),
     "gemma3, text": ("gemma3_text", _text(**_SLIDING)),

@@ -78,9 +78,10 @@ def build_wrong(location: Place, defs_folder: Path, problem: str) -> dg.Definiti
             description=problem,
             metadata={},
         )
-        is_reported = context.cursor == digest(problem)
         return dg.SensorResult(
-            skip_reason=problem, asset_events=[] if is_reported else [evaluation], cursor=digest(problem)
+            skip_reason=problem,
+            asset_events=[] if context.cursor == digest(problem) else [evaluation],
+            cursor=digest(problem),
         )
 
     return dg.Definitions(assets=[asset], asset_checks=[is_right], sensors=[report])

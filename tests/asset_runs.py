@@ -80,8 +80,12 @@ def run_jobs(project: Project, *jobs: Literal["ingest", "snapshot", "model", "mo
                 partitions = [request.partition_key for request in due.requests]
                 instance.add_dynamic_partitions(f"{use_case.name}/{kind}", partitions)
             for key in partitions:
-                job = definitions(use_case).resolve_job_def(name)
-                assert job.execute_in_process(instance=instance, partition_key=key).success, name
+                assert (
+                    definitions(use_case)
+                    .resolve_job_def(name)
+                    .execute_in_process(instance=instance, partition_key=key)
+                    .success
+                ), name
 
 
 if __name__ == "__main__":

@@ -456,9 +456,13 @@ class Cluster:
 
     def _schedule(self, pod: Pod, job: JobOf) -> None:
         if not self.has_room:
-            message = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu."
             pod.status["conditions"] = [
-                {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}
+                {
+                    "type": "PodScheduled",
+                    "status": "False",
+                    "reason": "Unschedulable",
+                    "message": "0/3 nodes are available: 3 Insufficient nvidia.com/gpu.",
+                }
             ]
         elif pod.container["image"] not in self.images:
             pod.wait_for("ErrImagePull", f'failed to resolve reference "{pod.container["image"]}": not found')

@@ -25,8 +25,13 @@ def several_labels(root: Path, bring: Bring | None = None) -> tuple[Store, Manif
 
 def spans(root: Path, bring: Bring | None = None) -> tuple[Store, Manifest]:
     """Return a report of the task token_classification."""
-    chunks = {"max_tokens": 32, "max_chunks": None, "stride": 4}
-    return labelled(root, licence_labels.SPANS, licence_labels.spanned_rows(240), chunks, bring)
+    return labelled(
+        root,
+        licence_labels.SPANS,
+        licence_labels.spanned_rows(240),
+        {"max_tokens": 32, "max_chunks": None, "stride": 4},
+        bring,
+    )
 
 
 def labelled(

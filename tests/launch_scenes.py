@@ -50,8 +50,9 @@ def probe_at(where: Path | str, stage: str) -> tuple[Job, Store]:
 def spec(where: Path | str, stage: str, name: str = NAME, **changes: Any) -> LaunchSpec:
     """Return what a launcher gets for the probe of this stage."""
     job, store = probe_at(where, stage)
-    arguments = tuple(job.arguments(store))
-    return LaunchSpec(name, "probe_workloads.probe", arguments, **{"run_id": "r1", **changes})
+    return LaunchSpec(
+        name, "probe_workloads.probe", tuple(job.arguments(store)), **{"run_id": "r1", **changes}
+    )
 
 
 def run_stage(launcher: Launcher, stage: str, where: Path | str) -> tuple[str | None, list[str]]:

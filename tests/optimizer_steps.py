@@ -57,9 +57,14 @@ class Stopping(Progress):
 def without_dropout(case: Prepared, folder: Path) -> Path:
     """Copy a project's base model into a folder, without the dropout that is drawn anew in each pass."""
     shutil.copytree(case.base_model, folder)
-    config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(
-        json.dumps({**config, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0})
+        json.dumps(
+            {
+                **json.loads((folder / "config.json").read_text()),
+                "hidden_dropout_prob": 0.0,
+                "attention_probs_dropout_prob": 0.0,
+            }
+        )
     )
     return folder
 

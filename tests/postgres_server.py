@@ -89,9 +89,18 @@ def _serve(root: Path) -> Iterator[PostgresServer]:
         "--no-sync",
         "--encoding=UTF8",
     )
-    options = f"-h 127.0.0.1 -p {server.port} -k '' -F"
     # Its own output: a server that held the pipe of pg_ctl would keep the call above waiting.
-    call("pg_ctl", "-D", "data", "-l", "server.log", "-w", "-o", options, "start")
+    call(
+        "pg_ctl",
+        "-D",
+        "data",
+        "-l",
+        "server.log",
+        "-w",
+        "-o",
+        f"-h 127.0.0.1 -p {server.port} -k '' -F",
+        "start",
+    )
     try:
         call("createdb", "-h", "127.0.0.1", "-p", str(server.port), "-U", server.user, server.database)
         yield server

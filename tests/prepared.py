@@ -177,8 +177,7 @@ def write_general(folder: Path, count: int = 60, characters: int = 600) -> list[
 
 def validate(store: Store, use_case: UseCase) -> tuple[Manifest, Manifest, Manifest]:
     """Read and validate the one batch that is delivered; return its rows, and those valid and quarantined."""
-    source = documents.source_of(use_case)
-    documents.cut_batches(store, use_case.name, source, use_case.settings.documents)
+    documents.cut_batches(store, use_case.name, documents.source_of(use_case), use_case.settings.documents)
     [batch] = documents.list_batches(store, use_case.name)
     raw = documents.keep(store, use_case, batch.name)
     return raw, *examples.validate(store, use_case, raw)
@@ -187,11 +186,11 @@ def validate(store: Store, use_case: UseCase) -> tuple[Manifest, Manifest, Manif
 def ingest(store: Store, use_case: UseCase) -> tuple[dict[str, Manifest], dict[str, Manifest]]:
     """Run the data stages of each batch over what is delivered; return examples and chunks by batch."""
     labeled, tokenized = {}, {}
-    source = documents.source_of(use_case)
-    documents.cut_batches(store, use_case.name, source, use_case.settings.documents)
+    documents.cut_batches(store, use_case.name, documents.source_of(use_case), use_case.settings.documents)
     for batch in documents.list_batches(store, use_case.name):
-        raw = documents.keep(store, use_case, batch.name)
-        labeled[batch.name], _ = examples.validate(store, use_case, raw)
+        labeled[batch.name], _ = examples.validate(
+            store, use_case, documents.keep(store, use_case, batch.name)
+        )
         tokenized[batch.name] = chunks.tokenize(store, use_case, labeled[batch.name])
     return labeled, tokenized
 

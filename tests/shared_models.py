@@ -175,8 +175,10 @@ def base_model(folder: Path) -> Any:
             passes = note_passes()
             if rank:
                 PreTrainedModel.from_pretrained = None
-            losses = BaseModel(context).predict(recipe.validation).loss.tolist()
-            return {"losses": losses, "num_passes": len(passes)}
+            return {
+                "losses": BaseModel(context).predict(recipe.validation).loss.tolist(),
+                "num_passes": len(passes),
+            }
 
         return play(folder / str(count), scene, count)
 
@@ -251,8 +253,9 @@ def stages_of(case: Prepared) -> dict[str, Any]:
         def inputs_of_evaluation() -> dict[str, str]:
             inputs = {stage: made(stage) for stage in ("cheaper_baselines", "pilot_run")}
             baselines = inputs["cheaper_baselines"]
-            weakest = job.settings.baselines[0]
-            champion = store_baseline(job, case.store, case.snapshot, baselines, weakest, QUIET)
+            champion = store_baseline(
+                job, case.store, case.snapshot, baselines, job.settings.baselines[0], QUIET
+            )
             inputs |= {"finetuned_checkpoint": checkpoint, "champion": champion}
             return {**job.inputs, **{stage: manifest.ref for stage, manifest in inputs.items()}}
 

@@ -69,8 +69,11 @@ class KubeRay(kubernetes_double.Cluster):
         with suppress(OSError):
             socket.create_connection(("127.0.0.1", PORT)).close()
             ports = {"client": f"{PORT}", "dashboard": "8265"}
-            head = {"serviceIP": "127.0.0.1", "serviceName": "head"}
-            return {"head": head, "endpoints": ports, "state": "ready"}
+            return {
+                "head": {"serviceIP": "127.0.0.1", "serviceName": "head"},
+                "endpoints": ports,
+                "state": "ready",
+            }
         return {"state": "pending"}
 
     def _remove(self, name: str) -> tuple[int, Any]:

@@ -255,8 +255,9 @@ class TestDeliverySensor:
 
     def fail(self, bench: Bench, request: dg.RunRequest, failure: str | None) -> None:
         """Let a run that was asked for fail now; None: from outside, not by a step."""
-        tags = {} if failure is None else {"delivery/failure": failure}
-        bench.instance.report_run_failed(self.add_run(bench, request, **tags))
+        bench.instance.report_run_failed(
+            self.add_run(bench, request, **({} if failure is None else {"delivery/failure": failure}))
+        )
 
     @pytest.mark.parametrize(
         ("failure", "is_transient"), [(None, True), ("preemption", True), ("gate", False)]
@@ -578,8 +579,11 @@ class TestRetrainingSensor:
 
     def test_the_evaluation_leaves_the_snapshot_of_a_run_in_flight_alone(self, bench):
         bench.train()
-        schedules = automation.build_schedules(bench.case)
-        schedule = next(each for each in schedules if each.name == "letters_evaluation_schedule")
+        schedule = next(
+            each
+            for each in automation.build_schedules(bench.case)
+            if each.name == "letters_evaluation_schedule"
+        )
         with dg.build_schedule_context(instance=bench.instance, resources=bench.case.resources()) as context:
             assert isinstance(schedule(context), dg.RunRequest)
             bench.add_run("letters_model")

@@ -162,8 +162,10 @@ def test_the_logs_of_steps_stay_where_the_instance_says(
         dg.build_resources(resources, instance=instance),
     ):
         assert os.environ["AWS_ENDPOINT_URL_S3"] == "http://s3:1"
-        session = vars(instance.compute_log_manager)["_s3_session"]
-        assert session.meta.endpoint_url == wrong["AWS_ENDPOINT_URL_S3"]
+        assert (
+            vars(instance.compute_log_manager)["_s3_session"].meta.endpoint_url
+            == wrong["AWS_ENDPOINT_URL_S3"]
+        )
 
 
 def test_what_it_has_wins_as_a_whole_and_the_rest_stays(wrong: dict[str, str]) -> None:

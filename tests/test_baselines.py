@@ -26,8 +26,10 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
 
 @pytest.fixture(scope="module")
 def fitted(prepared: Prepared) -> dict[str, Baseline]:
-    train = prepared.split("train")
-    return {kind.name: kind.fit(train, context(prepared)) for kind in (Majority, Tfidf, FrozenProbe)}
+    return {
+        kind.name: kind.fit(prepared.split("train"), context(prepared))
+        for kind in (Majority, Tfidf, FrozenProbe)
+    }
 
 
 def context(prepared: Prepared, num_labels: int | None = None) -> BaselineContext:

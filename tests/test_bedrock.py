@@ -25,8 +25,12 @@ MODEL = {"model": "vendor.model-1:0"}
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
-    planning = {"baselines": ["majority", "bedrock"], "bedrock": MODEL}
-    return prepare(tmp_path_factory.mktemp("bedrock"), tiny=True, rows=160, planning=planning)
+    return prepare(
+        tmp_path_factory.mktemp("bedrock"),
+        tiny=True,
+        rows=160,
+        planning={"baselines": ["majority", "bedrock"], "bedrock": MODEL},
+    )
 
 
 @pytest.fixture
@@ -80,8 +84,9 @@ def test_it_is_asked_scored_paid_and_loaded(
     )
     characters += sum(len(request["system"][0]["text"]) for request in sent)
     assert asking.paid == {"bedrock": pytest.approx((characters * 0.5 + 2 * len(rows) * 10) / 1_000)}
-    loaded = load_all(["bedrock"], tmp_path, asking)["bedrock"]
-    np.testing.assert_array_equal(loaded.predict(rows).argmax(1), rows.labels)
+    np.testing.assert_array_equal(
+        load_all(["bedrock"], tmp_path, asking)["bedrock"].predict(rows).argmax(1), rows.labels
+    )
 
 
 def test_an_answer_that_is_no_label_counts_as_the_commonest(

@@ -11,7 +11,7 @@ from fullft_assets.settings.optimizers import Weights
 pytestmark = pytest.mark.long
 
 #: Families that are refused, or whose documents must not be mixed in a row or a batch.
-REFUSED = {"qwen3-vl", "mistral3", "mistral4", "t5", "bert", "modernbert"}
+REFUSED = {"t5", "bert", "modernbert"}
 NOT_EXACT = {"phi3, longrope"}
 #: Recurrent layers without their kernels, decoders of encoder-decoders, and what must not be mixed.
 PADDED = {
@@ -26,7 +26,7 @@ def test_a_family_is_fed_exactly_or_refused_in_a_line(name: str) -> None:
     assert result.feed.startswith("refused: ") == (name in REFUSED), result.feed
     if name not in REFUSED:
         assert result.feed == ("padded" if name in PADDED else "packed") and result.is_causal
-        assert name in NOT_EXACT or (result.gradient < 5e-6 and result.loss < 1e-6)
+        assert name in NOT_EXACT or (result.gradient < 3e-6 and result.loss < 1e-6)
 
 
 @pytest.mark.parametrize("passes", [1, 2, 4])

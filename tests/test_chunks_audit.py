@@ -203,8 +203,9 @@ def test_the_artifact_is_found_again_until_the_data_the_tokenizer_or_the_languag
         use_case = project.use_case()
         labeled = {}
         for batch in documents.list_batches(store, use_case.name):
-            raw = documents.keep(store, use_case, batch.name)
-            labeled[batch.name], _ = examples.validate(store, use_case, raw)
+            labeled[batch.name], _ = examples.validate(
+                store, use_case, documents.keep(store, use_case, batch.name)
+            )
         return chunks.audit_tokenizer(store, use_case, labeled)
 
     with pytest.raises(DataError, match="letters: no batch .* letters_ingest"):

@@ -19,9 +19,14 @@ def fullft(
     folder: Path, *arguments: str, env: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run the installed command in a folder, without --defs."""
-    command = [str(Path(sys.executable).parent / "fullft"), *arguments]
     return subprocess.run(
-        command, cwd=folder, env=env, capture_output=True, text=True, timeout=120, check=False
+        [str(Path(sys.executable).parent / "fullft"), *arguments],
+        cwd=folder,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
 
 
@@ -82,8 +87,9 @@ def test_ingest_makes_the_data_report_and_no_model_and_keeps_names_of_files_out_
     none = project.fullft("report", "letters", "data")
     assert none.returncode == 1
     assert "`fullft ingest letters` writes" in none.stderr
-    cut = 'text,kind\n"a quote that nobody closes,notice\n'
-    write_files(project.documents, {"ward 7/letter of Ann.csv": cut})
+    write_files(
+        project.documents, {"ward 7/letter of Ann.csv": 'text,kind\n"a quote that nobody closes,notice\n'}
+    )
     printed = project.succeed("ingest", "letters")
     logged = project.logged()
     assert "letter of Ann" in printed

@@ -44,8 +44,7 @@ def run(*arguments: str) -> int:
 
 def test_it_prints_where_the_page_is(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
     assert run() == 1 and "`fullft run letters` writes" in capsys.readouterr().err
-    made = reported(store)
-    assert run() == 0 and capsys.readouterr().out == f"{store.folder(made) / 'report.html'}\n"
+    assert run() == 0 and capsys.readouterr().out == f"{store.folder(reported(store)) / 'report.html'}\n"
 
 
 def test_a_copy_says_how_the_release_ended(

@@ -182,8 +182,10 @@ class TestHelm:
         accounts = [m["metadata"]["name"] for m in manifests if m["kind"] == "ServiceAccount"]
         accounts += [each["serviceAccount"]["name"] for each in (values, values["dagster-user-deployments"])]
         # EKS gives each of them a role.
-        roles = read(DEPLOY / "aws/eks.yaml", Tagged)["Resources"].values()
-        of_roles = [r["Properties"].get("ServiceAccount") for r in roles]
+        of_roles = [
+            r["Properties"].get("ServiceAccount")
+            for r in read(DEPLOY / "aws/eks.yaml", Tagged)["Resources"].values()
+        ]
         assert sorted(accounts) == sorted(filter(None, of_roles))
         (namespace,) = [m for m in manifests if m["kind"] == "Namespace"]
         assert namespace["metadata"]["labels"] == {"pod-security.kubernetes.io/enforce": "restricted"}
@@ -298,8 +300,7 @@ class TestAws:
             "Condition": {"Bool": {"aws:SecureTransport": False}},
         }
         of_record = {sid: s for sid, s in statements.items() if sid.startswith("Record")}
-        of_all = {"TlsOnly", "Tls12", "NoOtherKey", "NoOtherEncryption"}
-        assert statements.keys() - of_record.keys() == of_all
+        assert statements.keys() - of_record.keys() == {"TlsOnly", "Tls12", "NoOtherKey", "NoOtherEncryption"}
         for_all = {
             "Effect": "Deny",
             "Principal": "*",
@@ -365,8 +366,9 @@ class TestAws:
         bools = {"sagemaker:InterContainerTrafficEncryption": True}
         assert condition["Bool"] == bools | {"sagemaker:NetworkIsolation": {"!Ref": "NetworkIsolation"}}
         # Where nothing else is said, a container that reaches a network is refused.
-        parameters = read(DEPLOY / "aws/sagemaker.yaml", Tagged)["Parameters"]
-        assert parameters["NetworkIsolation"]["Default"] == "true"
+        assert (
+            read(DEPLOY / "aws/sagemaker.yaml", Tagged)["Parameters"]["NetworkIsolation"]["Default"] == "true"
+        )
         assert {kind: {*keys} for kind, keys in condition.items()} == {
             "ForAllValues:StringEquals": lists,
             "Null": lists,

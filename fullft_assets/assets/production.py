@@ -110,8 +110,13 @@ def _build_predictions(graph: CaseGraph) -> list[dg.AssetsDefinition]:
                 PRODUCTION_DOCUMENTS: production_documents,
                 FINETUNED_CHECKPOINT: store.load(champion.checkpoint),
             }
-            key = monitoring.predictions_artifact_key(graph.settings, inputs)
-            manifest = graph.find_or_launch(context, "prediction", BATCH_PREDICTIONS, key, inputs)
+            manifest = graph.find_or_launch(
+                context,
+                "prediction",
+                BATCH_PREDICTIONS,
+                monitoring.predictions_artifact_key(graph.settings, inputs),
+                inputs,
+            )
         yield graph.result(manifest, BATCH_PREDICTIONS, store)
 
     return [production_documents, batch_predictions]
@@ -169,8 +174,9 @@ def _build_monitoring(graph: CaseGraph) -> list[dg.AssetsDefinition]:
             for manifest in model.values():
                 manifest.require_green(DRIFT_REPORT)
             inputs = {PRODUCTION_DOCUMENTS: production_documents, **model, **history.as_inputs()}
-            key = monitoring.report_key(graph.settings, inputs)
-            manifest = graph.find_or_launch(context, "monitoring", DRIFT_REPORT, key, inputs)
+            manifest = graph.find_or_launch(
+                context, "monitoring", DRIFT_REPORT, monitoring.report_key(graph.settings, inputs), inputs
+            )
         metadata = monitoring.DriftMetadata.of(manifest)
         ui_metadata: dict[str, dg.MetadataValue] = {"table": dg.MetadataValue.md(metadata.table)}
         windows = [monitoring.DriftMetadata.of(report) for report in history.windows]

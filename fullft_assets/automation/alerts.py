@@ -168,9 +168,12 @@ def finished_runs(graph: CaseGraph, instance: dg.DagsterInstance, since: float) 
     """Return the runs of a use case that finished since a time (seconds since the epoch), oldest first."""
     # One second back: runs that finished in the same moment as the last one seen are found, and the ledger
     # knows those that were sent.
-    after = datetime.fromtimestamp(since - 1, UTC)
     return instance.get_run_records(
-        dg.RunsFilter(statuses=_FINISHED, tags={"use_case": graph.name}, updated_after=after),
+        dg.RunsFilter(
+            statuses=_FINISHED,
+            tags={"use_case": graph.name},
+            updated_after=datetime.fromtimestamp(since - 1, UTC),
+        ),
         limit=_MAX_RUNS,
         order_by="update_timestamp",
         ascending=True,
@@ -198,8 +201,11 @@ def of_run(
             ref = made_by_run(instance, run.run_id, graph.key(asset), partition)
             red_gates = [] if ref is None else [gate.name for gate in store.load(ref).red_gates]
             if red_gates:
-                title = f"batch {partition} is held back: {', '.join(red_gates)}"
-                yield alert("gate_closed", title, f"open the checks of {asset}")
+                yield alert(
+                    "gate_closed",
+                    f"batch {partition} is held back: {', '.join(red_gates)}",
+                    f"open the checks of {asset}",
+                )
                 return
     if run.status == dg.DagsterRunStatus.FAILURE and not _is_tried_again(graph, instance, record):
         yield alert(

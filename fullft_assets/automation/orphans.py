@@ -108,5 +108,7 @@ def ended_at(instance: dg.DagsterInstance, run_id: str) -> float | None:
 
 
 def _outlive_runs(graph: CaseGraph) -> bool:
-    workloads = ("training", *ComputeSettings.model_fields)
-    return any(graph.settings.launcher_of(workload).kind != "local" for workload in workloads)
+    return any(
+        graph.settings.launcher_of(workload).kind != "local"
+        for workload in ("training", *ComputeSettings.model_fields)
+    )

@@ -187,8 +187,9 @@ def _left_in_place(
     outcome_digest = digest(outcome.model_dump(mode="json"))
     if outcome_digest == cursor or (outcome.passed and cursor is None):
         return cursor, []
-    blocking = documents.FILES_ARE_READ.blocking
-    return outcome_digest, [graph.check_evaluation(outcome, RAW_DOCUMENTS, blocking=blocking)]
+    return outcome_digest, [
+        graph.check_evaluation(outcome, RAW_DOCUMENTS, blocking=documents.FILES_ARE_READ.blocking)
+    ]
 
 
 def _retraining_sensor(graph: CaseGraph, jobs: Sequence[dg.JobDefinition]) -> dg.SensorDefinition:

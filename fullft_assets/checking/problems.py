@@ -175,8 +175,10 @@ def data_problems(settings: UseCaseSettings, root: Path) -> Iterator[Problem]:
         return
     for name, answer in settings.evaluation.external.items():
         if not (root / answer).is_file():
-            key = ("evaluation", "external", name)
-            yield key, f"there is no file {root / answer}; write it, or remove the entry"
+            yield (
+                ("evaluation", "external", name),
+                f"there is no file {root / answer}; write it, or remove the entry",
+            )
 
 
 def dependency_problems(deps: list[str], name: str) -> Iterator[Problem]:

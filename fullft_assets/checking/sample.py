@@ -356,8 +356,9 @@ def _nearest(texts: Sequence[str], label: np.ndarray) -> np.ndarray:
     """Return the most similar other row of each row's label [n]; -1 where it is the only one."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    vectorizer = TfidfVectorizer(token_pattern=_WORD, sublinear_tf=True)
-    weights = vectorizer.fit_transform([text[:_MOST_CHARACTERS] for text in texts])
+    weights = TfidfVectorizer(token_pattern=_WORD, sublinear_tf=True).fit_transform(
+        [text[:_MOST_CHARACTERS] for text in texts]
+    )
     nearest = np.full(len(texts), -1)
     for code in np.unique(label):
         rows = np.flatnonzero(label == code)

@@ -245,8 +245,9 @@ def load_tokenization(use_case: UseCase) -> Tokenization:
     """
     settings = use_case.settings
     folder = resolve_base_model(settings.base_model, use_case.project_root)
-    chunks = settings.chunks.model_dump_json()
-    return _load(folder, chunks, settings.examples.task, tokenizer_digest_of(use_case))
+    return _load(
+        folder, settings.chunks.model_dump_json(), settings.examples.task, tokenizer_digest_of(use_case)
+    )
 
 
 @lru_cache(maxsize=4)

@@ -169,5 +169,8 @@ def deepest_cause(error: Any) -> str:
     """Return the first line of the error at the bottom of a chain of causes."""
     while error.cause is not None:
         error = error.cause
-    is_check = error.cls_name == "DagsterAssetCheckFailedError"
-    return "the check above is red" if is_check else error.message.strip().splitlines()[0]
+    return (
+        "the check above is red"
+        if error.cls_name == "DagsterAssetCheckFailedError"
+        else error.message.strip().splitlines()[0]
+    )

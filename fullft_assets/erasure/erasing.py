@@ -167,8 +167,7 @@ def _drop_made_of_rows(
     }
     for stage in MADE_OF_ROWS:
         for manifest in store.artifacts(case, stage):
-            inputs = json.dumps(manifest.inputs)
-            if any(digest in inputs for digest in artifacts):
+            if any(digest in json.dumps(manifest.inputs) for digest in artifacts):
                 _delete(store, manifest, report)
 
 

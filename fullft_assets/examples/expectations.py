@@ -76,8 +76,10 @@ def build(settings: ExamplesSettings) -> dict[str, Any]:
     """
     for key, message in argument_problems(settings):
         raise SettingsError(f"{'.'.join(map(str, key))}: {message}")
-    numbered = enumerate(settings.expectations, start=1)
-    return {check_name(number, expectation): _build(expectation) for number, expectation in numbered}
+    return {
+        check_name(number, expectation): _build(expectation)
+        for number, expectation in enumerate(settings.expectations, start=1)
+    }
 
 
 def _severity_problems(settings: ExamplesSettings) -> Iterator[Problem]:

@@ -70,8 +70,10 @@ def reasons_of(quarantined: pa.Table) -> list[list[str]]:
 
 def count_reasons(quarantined: pa.Table) -> dict[str, Any]:
     """Return the counts of a quarantine: rows by reason, and the commonest `problems` of malformed rows."""
-    reasons = Counter(chain.from_iterable(reasons_of(quarantined)))
-    return {"reasons": dict(reasons.most_common()), "problems": problem_counts(quarantined)}
+    return {
+        "reasons": dict(Counter(chain.from_iterable(reasons_of(quarantined))).most_common()),
+        "problems": problem_counts(quarantined),
+    }
 
 
 def problem_counts(rows: pa.Table) -> dict[str, int]:

@@ -26,8 +26,7 @@ def damage_shares(texts: pa.Array | pa.ChunkedArray) -> np.ndarray:
 
 def damage_share(text: str) -> float:
     """Return the share of one text's characters that are damaged; 0 for an empty text."""
-    pattern = _pattern(text.isascii())
-    return sum(len(sequence[0]) for sequence in pattern.finditer(text)) / max(1, len(text))
+    return sum(len(sequence[0]) for sequence in _pattern(text.isascii()).finditer(text)) / max(1, len(text))
 
 
 @cache

@@ -98,8 +98,9 @@ def main() -> int:
     options = Options(**json.loads(sys.argv[1]))
     problem = wrong_version(options.version) or missing_gpus(options.gpus, "set launcher.gpus to false")
     code, status = _run(options, sys.argv[2:]) if problem is None else (EXIT_FIXABLE, problem)
-    short = replace(status, reason=status.reason[:_MAX_CHARACTERS])
-    last_words = json.dumps(asdict(short), ensure_ascii=False)
+    last_words = json.dumps(
+        asdict(replace(status, reason=status.reason[:_MAX_CHARACTERS])), ensure_ascii=False
+    )
     if code != 0:
         print(status.reason, file=sys.stderr, flush=True)
         if options.message is not None:

@@ -20,6 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     PretrainedConfig,
@@ -161,10 +162,11 @@ def load_for_training(
     config = loading.read_config(folder)
     # A base model that was fine-tuned before may have another problem type.
     options = _without_attention_dropout(config) | {"problem_type": None, **changes}
-    if config.pad_token_id is None:
+    text = config.get_text_config()
+    if getattr(text, "pad_token_id", None) is None:
         # A decoder's classifier looks for the last token that is not padding, and refuses batches without a
         # padding token.
-        end = config.eos_token_id  # Llama 3 and others have several
+        end = getattr(text, "eos_token_id", None)  # Llama 3 and others have several
         options["pad_token_id"] = (end[0] if isinstance(end, list) else end) or 0
     model, loading_info = load(
         folder,
@@ -204,7 +206,8 @@ def load_causal(
     *,
     dtype: torch.dtype | None = None,
 ) -> PreTrainedModel:
-    """Load a causal language model with embeddings for added tokens, on the CPU.
+    """Load a causal language model with embeddings for added tokens, on the CPU. Of one that reads pictures,
+    too, what reads them is frozen.
 
     Args:
         folder: a transformers folder with safetensors: a base model, or a fine-tuned one, which has its added
@@ -216,13 +219,16 @@ def load_causal(
     """
     config = loading.read_config(folder)
     problem = f"base_model: {folder} is no causal language model"
-    if not loading.has_kind(config, AutoModelForCausalLM):
+    # All of a model that reads pictures, too: what is not trained is saved as it was.
+    kinds = (AutoModelForImageTextToText, AutoModelForCausalLM)
+    kind = next((kind for kind in kinds if loading.has_kind(config, kind)), None)
+    if kind is None:
         raise SettingsError(
             f"{problem} (model_type {config.model_type}); give one that predicts the next token, such as"
             " Llama or Qwen"
         )
     model, loading_info = loading.load(
-        AutoModelForCausalLM,
+        kind,
         folder,
         dtype=dtype or precision.of_scored_weights(),
         output_loading_info=True,
@@ -235,6 +241,10 @@ def load_causal(
             " safetensors have its output head"
         )
     loading.initialise_added(model, folder, added_tokens)
+    if kind is AutoModelForImageTextToText:
+        model.requires_grad_(False)
+        for part in (model.get_decoder(), model.get_output_embeddings()):
+            part.requires_grad_(True)
     return model
 
 
@@ -311,7 +321,7 @@ def forward_batches(
         options: of the pass.
     """
     move(model)
-    pad_id = model.config.pad_token_id or 0
+    pad_id = model.config.get_text_config().pad_token_id or 0
     flat = [(row, number) for row, document in enumerate(chunks) for number in range(len(document))]
     # Longest first: a batch that does not fit fails at once, and equal lengths waste no padding.
     flat.sort(key=lambda item: -len(chunks[item[0]][item[1]]))

@@ -95,7 +95,7 @@ class Encoder(Recipe):
 
     def log_likelihoods(self, model: PreTrainedModel, seed: int) -> Iterator[torch.Tensor]:
         generator = torch.Generator().manual_seed(seed)
-        pad_id = model.config.pad_token_id or 0
+        pad_id = model.config.get_text_config().pad_token_id or 0
         chunks = [chunk for document in (self.general.chunks if self.general else []) for chunk in document]
         for chunk in chunks[:MAX_IMPORTANCE_TEXTS]:
             inputs = {name: value.to(device()) for name, value in collate([chunk], pad_id).items()}

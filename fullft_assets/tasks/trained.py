@@ -109,8 +109,9 @@ class Lora(Baseline):
         before = recipe.score_general(model, self.context.progress)
         _load_trained(model, self.weights)
         after = recipe.score_general(model, self.context.progress)
-        rises = {"general_rise": after[name] - value for name, value in before.items()}
-        return after | rises | {"general_before": value for value in before.values()}
+        for name, value in before.items():
+            after |= {"general_before": value, "general_rise": after[name] - value}
+        return after
 
     def _model(self) -> PreTrainedModel:
         model = self._untrained()

@@ -151,7 +151,7 @@ def chunk_feed(
     lengths = np.array([len(chunk) for chunk in chunks])
     order = planned_order(lengths.tolist(), settings.num_epochs, settings.batch_size, seed)
     bounds = np.append(np.arange(0, len(order), settings.rows_a_pass()), len(order))
-    pad_id = model.config.pad_token_id or 0
+    pad_id = model.config.get_text_config().pad_token_id or 0
 
     def batch(number: int) -> dict[str, torch.Tensor]:
         rows = order[bounds[number] : bounds[number + 1]]

@@ -221,7 +221,8 @@ def _feed(
     config = model.config.get_text_config()
     pad_id = next(
         number
-        for number in (config.pad_token_id, config.eos_token_id, 0)
+        # Not all configurations have both.
+        for number in (getattr(config, "pad_token_id", None), getattr(config, "eos_token_id", None), 0)
         if isinstance(number, int) and 0 <= number < num_tokens
     )
     if not isolated.is_isolated:

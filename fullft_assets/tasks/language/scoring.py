@@ -123,7 +123,9 @@ class Writer:
             prompt = tokenization.chat.render(prompt, add_generation_prompt=True)
         if not (ids := tokenization.tokenizer.encode(prompt, add_special_tokens=False).ids) and not prefix:
             raise DataError("nothing to continue: the text is empty; give its beginning")
-        if isinstance((longest := getattr(self._model.config, "max_position_embeddings", None)), int):
+        if isinstance(
+            (longest := getattr(self._model.config.get_text_config(), "max_position_embeddings", None)), int
+        ):
             ids = ids[-max(1, longest - self._max_new_tokens - len(prefix)) :]
         return [*prefix, *ids]
 
@@ -133,7 +135,7 @@ class Writer:
         turn.
         """
         candidates = [
-            self._model.config.eos_token_id,
+            getattr(self._model.config.get_text_config(), "eos_token_id", None),
             getattr(self._model.generation_config, "eos_token_id", None),
             self._tokenization.end_id,
         ]
