@@ -222,7 +222,8 @@ def load_causal(
     # All of a model that reads pictures, too: what is not trained is saved as it was.
     kinds = (AutoModelForImageTextToText, AutoModelForCausalLM)
     kind = next((kind for kind in kinds if loading.has_kind(config, kind)), None)
-    if kind is None:
+    # Some take no text without a picture.
+    if kind is None or config.model_type.startswith(("blip", "instructblip", "pi0")):
         raise SettingsError(
             f"{problem} (model_type {config.model_type}); give one that predicts the next token, such as"
             " Llama or Qwen"
