@@ -44,7 +44,8 @@ def run(*arguments: str) -> int:
 
 def test_it_prints_where_the_page_is(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
     assert run() == 1 and "`fullft run letters` writes" in capsys.readouterr().err
-    assert run() == 0 and capsys.readouterr().out == f"{store.folder(reported(store)) / 'report.html'}\n"
+    made = reported(store)
+    assert run() == 0 and capsys.readouterr().out == f"{store.folder(made) / 'report.html'}\n"
 
 
 def test_a_copy_says_how_the_release_ended(

@@ -29,10 +29,11 @@ if TYPE_CHECKING:
 
     from fullft_assets.settings.use_case import UseCase
 
-#: What a transformers folder has of a tokenizer, beside weights and configuration.
+#: What a transformers folder has of a tokenizer, and for pictures, beside weights and configuration.
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "vocab.txt",
-    "vocab.json", "merges.txt",
+    "vocab.json", "merges.txt", "processor_config.json", "preprocessor_config.json",
+    "video_preprocessor_config.json",
 )  # fmt: skip
 
 
@@ -196,8 +197,9 @@ class Tokenization:
     def room(self) -> cutting.Room:
         """The size of a chunk without special tokens."""
         settings = self.settings
-        size = settings.max_tokens - len(self.prefix) - len(self.suffix)
-        return cutting.Room(size, settings.stride, settings.max_chunks)
+        return cutting.Room(
+            settings.max_tokens - len(self.prefix) - len(self.suffix), settings.stride, settings.max_chunks
+        )
 
     @cached_property
     def _control(self) -> re.Pattern[str] | None:

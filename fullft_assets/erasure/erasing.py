@@ -167,7 +167,8 @@ def _drop_made_of_rows(
     }
     for stage in MADE_OF_ROWS:
         for manifest in store.artifacts(case, stage):
-            if any(digest in json.dumps(manifest.inputs) for digest in artifacts):
+            inputs = json.dumps(manifest.inputs)
+            if any(digest in inputs for digest in artifacts):
                 _delete(store, manifest, report)
 
 

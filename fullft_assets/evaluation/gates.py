@@ -255,7 +255,9 @@ class NoSliceIsWorse(Gate):
             else {}
         )
         worse = worse_slices(context.evaluation, context.settings)
-        eroded = eroded_labels(context.evaluation, context.settings)
+        eroded = [
+            score for score in eroded_labels(context.evaluation, context.settings) if score not in worse
+        ]
         if slices is None or not (slices.tested(min_groups) or worse or eroded):
             text = (
                 f"no slice has {min_groups:g} groups of equal weight (release.min_effective_groups), so none"
@@ -307,9 +309,8 @@ def eroded_labels(evaluation: Evaluation, settings: ReleaseSettings) -> list[Sli
     watched = since_anchor.model_copy(update={"found": rare_labels})
     bar = min(settings.min_gain_over_champion, 0.0)
     # Those forgotten, and of all of them those that lost by more than chance.
-    times_as_sure = 1 if since_anchor.rival == ANCHOR else _TIMES_AS_SURE
-    confidence = 1 - (1 - evaluation.confidence) / times_as_sure
-    lost = [watched.worse(least, confidence, bar) for least in (min_groups, 0.0)]
+    level = (1 - evaluation.confidence) / (1 if since_anchor.rival == ANCHOR else _TIMES_AS_SURE)
+    lost = [watched.worse(least, 1 - level, bar) for least in (min_groups, 0.0)]
     return [score for score in rare_labels if any(score in scores for scores in lost)]
 
 

@@ -200,6 +200,14 @@ def _draw_anew(model: PreTrainedModel, head: tuple[str, ...]) -> None:
             model._init_weights(module)
 
 
+#: Models that take no text without a picture, whose language model is no part of its own, or whose logits are
+#: not those of a head.
+_OF_PICTURES = (
+    "blip", "blip-2", "instructblip", "instructblipvideo", "pi0", "idefics", "chameleon", "nemotron_h_omni",
+    "evolla", "git", "diffusion_gemma",
+)  # fmt: skip
+
+
 def load_causal(
     folder: ModelFolder,
     added_tokens: Sequence[str] = (),
@@ -222,8 +230,7 @@ def load_causal(
     # All of a model that reads pictures, too: what is not trained is saved as it was.
     kinds = (AutoModelForImageTextToText, AutoModelForCausalLM)
     kind = next((kind for kind in kinds if loading.has_kind(config, kind)), None)
-    # Some take no text without a picture.
-    if kind is None or config.model_type.startswith(("blip", "instructblip", "pi0")):
+    if kind is None or config.model_type in _OF_PICTURES:
         raise SettingsError(
             f"{problem} (model_type {config.model_type}); give one that predicts the next token, such as"
             " Llama or Qwen"

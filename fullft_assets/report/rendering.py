@@ -220,7 +220,7 @@ class EvaluationReport:
         label_errors: rows whose label is probably wrong; None: they were not searched for.
         min_slice_groups: groups of equal weight that a slice needs to be tested.
         worse_slices: those on which the model is worse than its rival.
-        eroded_labels: rare labels that lost since the last champion that was better.
+        eroded_labels: rare labels that lost since the last champion that was better, or the champion.
     """
 
     case: str

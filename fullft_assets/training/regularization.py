@@ -168,7 +168,11 @@ def interpolate(
     """
     head = layers.head_prefixes(original) if has_new_head else ()
     start = {name: local(value) for name, value in original.named_parameters() if not name.startswith(head)}
-    mixed = {name: local(value) for name, value in model.named_parameters() if name in start}
+    mixed = {
+        name: local(value)
+        for name, value in model.named_parameters()
+        if name in start and value.requires_grad  # mixed with itself, a frozen weight would be rounded
+    }
     tuned_weights = {name: value.detach().to("cpu", copy=True) for name, value in mixed.items()}
 
     def put(alpha: float) -> None:
