@@ -11,7 +11,7 @@ from typing import Any, cast
 import pytest
 import trl
 from tokenizers import Tokenizer
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PretrainedConfig
 from transformers.models.llama4 import processing_llama4
 
 from fullft_assets import chunks, examples
@@ -372,7 +372,7 @@ def test_an_answer_of_gpt_oss_is_what_follows_its_reasoning(folder: Path) -> Non
     ids = scoring._written(tokenization, stored([CHAT[1], REASONED[8] | {"content": "25 degrees."}], None))
     text = tokenization.tokenizer.decode(ids, skip_special_tokens=False)
     assert text.startswith("<|channel|>analysis<|message|>Thought 8.<|end|>")
-    model = SimpleNamespace(config=SimpleNamespace(eos_token_id=None), generation_config=None)
+    model = SimpleNamespace(config=PretrainedConfig(eos_token_id=None), generation_config=None)
     writer = scoring.Writer(cast(Any, model), tokenization, 9)
     assert scoring._answer(tokenization, writer._until_end([*ids, *ids])) == "25 degrees."
 

@@ -135,8 +135,7 @@ def _remember(store: Store, manifest: Manifest, name: str) -> None:
 
 def _read_before(store: Store, case: str, name: str, kind: Kind) -> list[Manifest]:
     keys = (store.read_pointer(f"{case}/read/{_stage(kind)}/{name}") or {"keys": []})["keys"]
-    manifests = [store.find(case, _stage(kind), key) for key in keys]
-    return [manifest for manifest in manifests if manifest is not None]
+    return [manifest for key in keys if (manifest := store.find(case, _stage(kind), key)) is not None]
 
 
 @dataclass(frozen=True)

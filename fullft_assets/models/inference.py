@@ -167,7 +167,8 @@ def load_for_training(
         # A decoder's classifier looks for the last token that is not padding, and refuses batches without a
         # padding token.
         end = getattr(text, "eos_token_id", None)  # Llama 3 and others have several
-        options["pad_token_id"] = (end[0] if isinstance(end, list) else end) or 0
+        padding = {"pad_token_id": (end[0] if isinstance(end, list) else end) or 0}
+        options |= padding if text is config else {"text_config": padding}
     model, loading_info = load(
         folder,
         num_labels=len(labels),
@@ -203,8 +204,8 @@ def _draw_anew(model: PreTrainedModel, head: tuple[str, ...]) -> None:
 #: Models that take no text without a picture, whose language model is no part of its own, or whose logits are
 #: not those of a head.
 _OF_PICTURES = (
-    "blip", "blip-2", "instructblip", "instructblipvideo", "pi0", "idefics", "chameleon", "nemotron_h_omni",
-    "evolla", "git", "diffusion_gemma",
+    "blip", "blip-2", "instructblip", "instructblipvideo", "pi0", "idefics", "kosmos-2", "molmo2", "chameleon",
+    "nemotron_h_omni", "evolla", "git", "diffusion_gemma",
 )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ _LAYER = re.compile(r"^(?!.*(?:vision|visual|audio))(?:.*?\.)?(?:layer|layers|h|
 #: `embeddings.` (BERT), `wte.`, `wpe.` (GPT-2), `embed_tokens.` (Llama), `embed_in.` (GPT-NeoX).
 _EMBEDDINGS = re.compile(r"(?:^|\.)(?:embeddings|wte|wpe|embed_tokens|embed_positions|embed_in|shared)\.")
 #: Of configurations.
-_EXPERTS_A_TOKEN = ("num_experts_per_tok", "top_k_experts", "moe_topk")
+_EXPERTS_A_TOKEN = ("num_experts_per_tok", "top_k_experts")
 _aten = torch.ops.aten
 #: Operations that cost much to compute again, and whose results are no larger than hidden states.
 _PRODUCTS = (
