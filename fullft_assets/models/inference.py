@@ -204,8 +204,8 @@ def _draw_anew(model: PreTrainedModel, head: tuple[str, ...]) -> None:
 #: Models that take no text without a picture, whose language model is no part of its own, or whose logits are
 #: not those of a head.
 _OF_PICTURES = (
-    "blip", "blip-2", "instructblip", "instructblipvideo", "pi0", "idefics", "kosmos-2", "molmo2", "chameleon",
-    "nemotron_h_omni", "evolla", "git", "diffusion_gemma",
+    "blip", "blip-2", "instructblip", "instructblipvideo", "pi0", "idefics", "kosmos-2", "molmo2",
+    "chameleon", "nemotron_h_omni", "evolla", "git", "diffusion_gemma",
 )  # fmt: skip
 
 
