@@ -34,6 +34,7 @@ class Scored:
 
     Attributes:
         other: score of TF-IDF, or of a dictionary of spans.
+        low, high: None: not resampled.
     """
 
     name: str
@@ -44,8 +45,8 @@ class Scored:
     probe: float
     other: float
     score: float
-    low: float
-    high: float
+    low: float | None = None
+    high: float | None = None
 
     @property
     def recipe(self) -> tuple[float, int]:
@@ -148,10 +149,9 @@ def tables(scored: Sequence[Scored]) -> Iterator[str]:
                 np.mean(found) if (found := [each.score for each in of_set if each.recipe == one]) else np.nan
                 for one in different
             )
-            gain, low, high = (
-                float(np.mean([getattr(each, end) for each in by_seed])) for end in ("gain", "low", "high")
-            )
-            gains.append(gain)
+            gains.append(float(np.mean([each.gain for each in by_seed])))
+            ends = [(each.low, each.high) for each in by_seed if each.low is not None]
+            low, high = np.mean(np.array(ends, float), axis=0) if ends else (np.nan, np.nan)
             cells = [
                 name,
                 f"{of_set[0].probe:.3f}",
@@ -160,7 +160,7 @@ def tables(scored: Sequence[Scored]) -> Iterator[str]:
             ]
             cells += [
                 titles[different.index(recipe)],
-                f"{gain:+.3f} ({low:+.3f} to {high:+.3f}), {len(by_seed)}",
+                f"{gains[-1]:+.3f} ({low:+.3f} to {high:+.3f}), {len(by_seed)}",
             ]
             yield f"| {' | '.join(cells)} |"
         yield f"| mean | | |{' |' * len(titles)} | {np.mean(gains):+.3f} |"
