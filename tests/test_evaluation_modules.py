@@ -94,8 +94,14 @@ def test_a_module_scores_every_system_with_an_interval(lab: Any, cache: Path, is
         predicted = rows["predicted" if system == "finetuned" else f"{system}.predicted"]
         assert score.estimate == pytest.approx(balanced_accuracy_score(rows["label"], predicted))
         assert score.low <= score.estimate <= score.high
+    # A system and a metric both have `_` in their names.
     metadata = EvaluationMetadata.of(report)
     assert set(metadata.scores) == set(metadata.systems) == set(evaluation.scores["macro_f1"]) - {"finetuned"}
+    scores = {
+        f"{name}_{metric}": score for name, row in metadata.scores.items() for metric, score in row.items()
+    }
+    older = {**report.metadata, **scores, "scores": {}}
+    assert EvaluationMetadata.of(report.model_copy(update={"metadata": older})).scores == metadata.scores
     assert "balanced accuracy" in (lab.store.folder(report) / "report.md").read_text()
 
 

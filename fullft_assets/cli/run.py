@@ -119,8 +119,9 @@ class CodeLocation:
         Raises:
             WorkloadError: the sensor failed.
         """
-        selector = {**self._selector, "sensorName": sensor}
-        tick = self._execute(_EVALUATE_SENSOR, {"selector": selector}, "sensorDryRun")["evaluationResult"]
+        tick = self._execute(
+            _EVALUATE_SENSOR, {"selector": {**self._selector, "sensorName": sensor}}, "sensorDryRun"
+        )["evaluationResult"]
         if tick["error"]:
             raise WorkloadError(tick["error"]["message"].strip().splitlines()[-1])
         for request in tick["dynamicPartitionsRequests"] or []:

@@ -79,8 +79,12 @@ def read_batch(store: Store, case: str, name: str, kind: Kind = "batch") -> Batc
     """
     if (data := store.read_pointer(f"{case}/{kind}/{name}")) is None:
         raise DataError(f"{case}: no {kind} `{name}` was cut; let the new-documents sensor cut it")
-    files = [file_of(line) for line in data["files"]]
-    return Batch(data["name"], files, frozenset(data.get("erased", ())), data["uri"])
+    return Batch(
+        data["name"],
+        [file_of(line) for line in data["files"]],
+        frozenset(data.get("erased", ())),
+        data["uri"],
+    )
 
 
 def cut_batches(

@@ -260,8 +260,9 @@ def _with_groups(index: pa.Table) -> pa.Table:
     """Return a snapshot's index with the groups that documents were delivered with: it has the text's hash
     for that of a row without one.
     """
-    has_none = pc.equal(index["group"], index["text_hash"])
-    group = pc.if_else(has_none, pa.scalar(None, pa.string()), index["group"])
+    group = pc.if_else(
+        pc.equal(index["group"], index["text_hash"]), pa.scalar(None, pa.string()), index["group"]
+    )
     return index.set_column(index.column_names.index("group"), "group", group)
 
 

@@ -172,8 +172,9 @@ def _labels(predictions: Predictions) -> list[tuple[str, np.ndarray, Metric]]:
 
 def _effective(metric: Metric, predictions: Predictions, index: np.ndarray, rows: np.ndarray) -> float:
     """Return how many groups of equal weight the score of these rows rests on."""
-    mass = metric.mass(predictions) * predictions.row_weights
-    return effective_number(np.bincount(index[rows], weights=mass[rows]))
+    return effective_number(
+        np.bincount(index[rows], weights=(metric.mass(predictions) * predictions.row_weights)[rows])
+    )
 
 
 def _measure(

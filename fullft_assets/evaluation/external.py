@@ -79,9 +79,14 @@ def _keep_predictions(store: Store, case: str, settings: UseCaseSettings, root: 
             counts[name] = len(rows)
         return ExternalMetadata(num_rows=counts).as_dict(), []
 
-    inputs = {name: file_digest(path) for name, path in files.items()}
     return store.ensure(
-        case, PREDICTIONS, write, version=VERSION, settings={"target": target}, inputs=inputs, seed=0
+        case,
+        PREDICTIONS,
+        write,
+        version=VERSION,
+        settings={"target": target},
+        inputs={name: file_digest(path) for name, path in files.items()},
+        seed=0,
     )
 
 

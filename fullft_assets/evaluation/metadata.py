@@ -1,6 +1,8 @@
 """Metadata of the evaluation report."""
 
-from typing import Any
+from typing import Any, Self
+
+from pydantic import model_validator
 
 from fullft_assets.evaluation.titles import FINETUNED
 from fullft_assets.store.metadata import Metadata
@@ -57,6 +59,15 @@ class EvaluationMetadata(Metadata):
     looks: list[str] = []
     scores: dict[str, dict[str, float]] = {}
     measured: dict[str, Any]
+
+    @model_validator(mode="after")
+    def _read_scores_of_older_reports(self) -> Self:
+        """Fill `scores` from `measured`, in which older reports have SYSTEM_METRIC."""
+        for name, value in ({} if self.scores else self.measured).items():
+            endings = [metric for metric in self.metrics if name.endswith(f"_{metric}")]
+            for metric in sorted(endings, key=len)[-1:] if name not in self.metrics else []:
+                self.scores.setdefault(name.removesuffix(f"_{metric}"), {})[metric] = value
+        return self
 
     @property
     def systems(self) -> list[str]:

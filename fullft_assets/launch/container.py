@@ -128,8 +128,9 @@ def run_supervised(
     """Run Python with these arguments to its end; return its exit code, and how it ended."""
     with tempfile.TemporaryDirectory() as folder:
         os.environ.update(patient_torchrun(grace_seconds) | error_files(Path(folder)))
-        options = supervisor.Options(grace_seconds, max_seconds, (), folder)
-        code = supervisor.supervise(options, [sys.executable, *arguments])
+        code = supervisor.supervise(
+            supervisor.Options(grace_seconds, max_seconds, (), folder), [sys.executable, *arguments]
+        )
         return code, ended_status(Path(folder))
 
 

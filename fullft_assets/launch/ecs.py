@@ -74,8 +74,9 @@ class EcsLauncher(aws.AwsLauncher):
     def submit(self, spec: LaunchSpec) -> None:
         if self._task(spec.name) is not None:
             return
-        definition = task_definition(spec, self.settings, self.region)
-        answer = self.ask("ecs", "register_task_definition", **definition)
+        answer = self.ask(
+            "ecs", "register_task_definition", **task_definition(spec, self.settings, self.region)
+        )
         arn = answer["taskDefinition"]["taskDefinitionArn"]
         with suppress(aws.Exists):  # by another run, whose environment is another one
             answer = self.ask("ecs", "run_task", **self._request(spec, arn))

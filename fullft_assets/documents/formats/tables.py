@@ -95,8 +95,12 @@ def _has_rows(field: str | None, delimiter: str, num_columns: int) -> bool:
 
 
 def _csv_rows(lines: Iterator[str], delimiter: str, quoting: str) -> Iterator[tuple[int, list[str]]]:
-    quotes = csv.QUOTE_NONE if quoting == "none" else csv.QUOTE_MINIMAL
-    reader = csv.reader(lines, delimiter=delimiter, strict=True, quoting=quotes)
+    reader = csv.reader(
+        lines,
+        delimiter=delimiter,
+        strict=True,
+        quoting=(csv.QUOTE_NONE if quoting == "none" else csv.QUOTE_MINIMAL),
+    )
     line = 1
     try:
         for fields in reader:
