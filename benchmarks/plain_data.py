@@ -66,11 +66,13 @@ def split(rows: pd.DataFrame, settings: SnapshotSettings, seed: int) -> dict[str
     rows = rows.assign(
         place=place(seed, "split", rows["group"]), order=place(seed, "cap", rows["key"])
     ).sort_values("order")
-    held_out_share = settings.test_share + settings.validation_share
+    held_out_share = settings.least_test_share + settings.validation_share
     test = (
-        rows[rows["place"] < settings.test_share].groupby("group").head(settings.max_heldout_rows_per_group)
+        rows[rows["place"] < settings.least_test_share]
+        .groupby("group")
+        .head(settings.max_heldout_rows_per_group)
     )
-    validation = rows[rows["place"].between(settings.test_share, held_out_share, inclusive="left")]
+    validation = rows[rows["place"].between(settings.least_test_share, held_out_share, inclusive="left")]
     validation = validation.groupby("group").head(settings.max_heldout_rows_per_group)
     train = rows[rows["place"] >= held_out_share]
     validation, train = not_near(test, [validation, train], SIMILARITY, seed)

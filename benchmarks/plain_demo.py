@@ -161,7 +161,7 @@ def train(
         {"params": decayed, "weight_decay": chosen.weight_decay},
         {"params": plain, "weight_decay": 0.0},
     ]
-    optimizer = torch.optim.AdamW(groups, lr=chosen.learning_rate, fused=True)
+    optimizer = torch.optim.AdamW(groups, lr=chosen.learning_rate or 1e-4, fused=True)
     ids, labels = rows["ids"].tolist(), rows["label"].to_numpy()
     rng = np.random.default_rng(settings.seed)
     batches = length_grouped(

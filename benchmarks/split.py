@@ -135,7 +135,7 @@ def _grow(rows: Sequence[dict[str, str]], num_batches: int, seed: int, found: Fo
     from fullft_assets.settings import SnapshotSettings
     from fullft_assets.snapshot.ledger import EMPTY
 
-    settings, ledger = SnapshotSettings(), EMPTY
+    settings, ledger = SnapshotSettings(test_share=0.15), EMPTY
     known: dict[str, str] = {}
     tables = {f"{n:02}": _table(rows, n, num_batches, f"{n:02}") for n in range(num_batches)}
     for number in range(1, num_batches + 1):

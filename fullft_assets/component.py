@@ -224,8 +224,10 @@ def unloadable(location: Place, locations: Iterable[Place]) -> str | None:
                 message += "; look at its templates, {{ ... }}"
             source = read_source(*location)
             # What this package has not checked is there, or nowhere in the file.
-            line = source.lines.get(("post_processing",), source.lines[()])
-            return source.located(line, f"Dagster cannot load it ({message})")
+            return source.located(
+                source.lines.get(("post_processing",), source.lines[()]),
+                f"Dagster cannot load it ({message})",
+            )
     return None
 
 

@@ -50,8 +50,7 @@ _PATHS = [
 
 def role(name: str = "fullft-launcher") -> list[dict[str, Any]]:
     """Return the rules of the account for runs that launch Jobs, or make Ray clusters."""
-    manifests = Path(__file__).parents[1] / "deploy/helm/manifests.yaml"
-    objects = yaml.safe_load_all(manifests.read_text())
+    objects = yaml.safe_load_all((Path(__file__).parents[1] / "deploy/helm/manifests.yaml").read_text())
     (rules,) = [
         each["rules"] for each in objects if (each["kind"], each["metadata"]["name"]) == ("Role", name)
     ]

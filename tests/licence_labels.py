@@ -72,9 +72,13 @@ def labelled_rows(count: int, *, skipped: int = 0, known: set[str] | None = None
         keys = _KEY.findall(rule["expression"].lower())
         labels = {*kinds, *(categories()[key] for key in keys if key in categories())}
         if len(kinds) == 1 and rule["text"].strip():
-            chosen = sorted(labels if known is None else labels & known)
             found.append(
-                {"id": rule["id"], "text": rule["text"], "labels": chosen, "expression": rule["expression"]}
+                {
+                    "id": rule["id"],
+                    "text": rule["text"],
+                    "labels": sorted(labels if known is None else labels & known),
+                    "expression": rule["expression"],
+                }
             )
         if len(found) == count:
             break
@@ -91,8 +95,7 @@ def spanned_rows(count: int, *, most_characters: int = 300) -> list[dict[str, An
     """
     found: list[dict[str, Any]] = []
     for path in _paths():
-        content = path.read_text(encoding="utf-8")
-        if "{{" not in content:
+        if "{{" not in path.read_text(encoding="utf-8"):
             continue
         header, marked = _read(path)
         text, spans = _unmarked(marked)

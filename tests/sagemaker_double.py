@@ -125,9 +125,8 @@ class SageMaker(AwsDouble):
                 "Training job names must be unique within an AWS account and region, and one with this name"
                 " already exists",
             )
-        is_spot = request.get("EnableManagedSpotTraining", False)
         if (
-            is_spot != ("MaxWaitTimeInSeconds" in stopping)
+            request.get("EnableManagedSpotTraining", False) != ("MaxWaitTimeInSeconds" in stopping)
             or stopping.get("MaxWaitTimeInSeconds", math.inf) < stopping["MaxRuntimeInSeconds"]
         ):
             raise Refused(
@@ -160,8 +159,11 @@ class SageMaker(AwsDouble):
         name, people, inputs = request["LabelingJobName"], request["HumanTaskConfig"], request["InputConfig"]
         if name in self.labelling:
             raise Refused("ResourceInUse", "Labeling job names must be unique, and this one already exists")
-        manifest = inputs["DataSource"]["S3DataSource"]["ManifestS3Uri"]
-        uris = [manifest, request["LabelCategoryConfigS3Uri"], *people["UiConfig"].values()]
+        uris = [
+            inputs["DataSource"]["S3DataSource"]["ManifestS3Uri"],
+            request["LabelCategoryConfigS3Uri"],
+            *people["UiConfig"].values(),
+        ]
         missing = [uri for uri in uris if uri.startswith("s3://") and not _names(uri)]
         # Which account has the functions in a region is known from the documentation alone.
         shapes = [self.models["SageMaker"].shape_for(shape) for shape in ("HumanTaskConfig", _CONSOLIDATION)]

@@ -152,8 +152,11 @@ def loss() -> tuple[str, list[str]]:
 
 def take_on_a_made_cluster(project: Project, store: Store) -> dict[str, Any]:
     """Return the first snapshot's digest, what KubeRay was asked for, and what is refused without rights."""
-    workers = {"workerGroupSpecs": [{"replicas": 2}]}
-    manifest = {"kind": "RayCluster", "metadata": {"namespace": kubernetes_double.NAMESPACE}, "spec": workers}
+    manifest = {
+        "kind": "RayCluster",
+        "metadata": {"namespace": kubernetes_double.NAMESPACE},
+        "spec": {"workerGroupSpecs": [{"replicas": 2}]},
+    }
     (project.root / "cluster.yaml").write_text(json.dumps(manifest))
     snapshots = take_again(project, store, DataEngineSettings(engine="ray", address="cluster.yaml"))
     with KubeRay(project.root, {}, kubernetes_double.role("fullft-ray")).serving() as api:

@@ -228,8 +228,14 @@ class TestDelivery:
                 raise RuntimeError("planted-token")
 
         settings = AlertsSettings(channels={"webhook": {"url": "env:ALERT_HOOK"}})
-        channels = {"pager": Faulty(), **open_channels(settings)}
-        (line,) = deliver(Store(str(tmp_path)), "letters", [alert()], channels, settings, NOW).failures
+        (line,) = deliver(
+            Store(str(tmp_path)),
+            "letters",
+            [alert()],
+            {"pager": Faulty(), **open_channels(settings)},
+            settings,
+            NOW,
+        ).failures
         assert re.match("alerts.channels.pager: .* RuntimeError at ", line) and "planted" not in line
         assert len(hook.bodies) == 1
 
@@ -657,8 +663,9 @@ class TestSensor:
     def test_requests_for_labels_of_two_kinds_have_one_instruction(
         self, graph: CaseGraph, instance: dg.DagsterInstance, hook: Hook
     ) -> None:
-        windows = policy._windows("confirmed", "confirmed")
-        self.decide(graph, instance, policy._decide(score_drop=0.1, **windows), 60)
+        self.decide(
+            graph, instance, policy._decide(score_drop=0.1, **policy._windows("confirmed", "confirmed")), 60
+        )
         self.tick(graph, instance)
         (body,) = hook.bodies
         assert body["title"].count("only 0 of 100 new") == 2

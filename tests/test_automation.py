@@ -99,8 +99,13 @@ class Bench:
         self.point("drift_report", self.artifact("drift_report", name, **manifests.drift(status)), name)
 
     def champion(self, checkpoint: str, evaluation: str = "e", since: float | None = None) -> None:
-        promoted_at = time.time() if since is None else since
-        manifests.promote(self.store, self.name, checkpoint, evaluation=evaluation, promoted_at=promoted_at)
+        manifests.promote(
+            self.store,
+            self.name,
+            checkpoint,
+            evaluation=evaluation,
+            promoted_at=(time.time() if since is None else since),
+        )
 
     def live(self, key: str, **measured: Any) -> None:
         """Record what labels say of the champion in production."""
@@ -427,8 +432,11 @@ class TestDeliverySensor:
         bench.add_run("letters_ingest", **{"dagster/partition": arriving})
         assert take()
         _, signals = gather(bench.case, bench.instance, bench.store, {}, time.time())
-        taken = latest(bench.store, "letters", "training_snapshot")
-        assert list(snapshot.SnapshotMetadata.of(taken).parts) == [before] and signals.num_uncounted > 0
+        assert (
+            list(snapshot.SnapshotMetadata.of(latest(bench.store, "letters", "training_snapshot")).parts)
+            == [before]
+            and signals.num_uncounted > 0
+        )
 
     def test_partitions_that_an_instance_has_lost_come_back(self, bench):
         (done,) = [batch.name for batch in documents.list_batches(bench.store, bench.name)]
@@ -612,8 +620,9 @@ class TestRetrainingSensor:
         assert bench.tick("retraining").skip_message.startswith("wait: 0 new examples")
 
     def test_failed_read_raises_and_records_nothing(self, bench):
-        batch = documents.list_batches(bench.store, bench.name)[0].name
-        pointer = bench.store.read_pointer(f"latest/{bench.name}/labeled_examples/{batch}")
+        pointer = bench.store.read_pointer(
+            f"latest/{bench.name}/labeled_examples/{documents.list_batches(bench.store, bench.name)[0].name}"
+        )
         manifest = Path(bench.store.url, pointer["ref"], "manifest.json")
         manifest.write_text(manifest.read_text()[:100])
         with pytest.raises(dg.Failure, match="unreadable"):

@@ -113,8 +113,11 @@ def with_header(**entry: object) -> Callable[[Path], None]:
     """Return what replaces the weights by a file whose header has one such tensor, or is such a text."""
 
     def write(folder: Path) -> None:
-        fine = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
-        given = {key: value for key, value in {**fine, **entry}.items() if value is not None}
+        given = {
+            key: value
+            for key, value in {**{"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}, **entry}.items()
+            if value is not None
+        }
         text = entry["text"] if "text" in entry else json.dumps({"layer.weight": given})
         header = str(text).encode()
         (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(8))

@@ -61,8 +61,12 @@ def test_the_regression_is_that_of_the_strength_which_is_best_on_validation_rows
         prepared.split(name) if num_labels == 4 else binary(prepared.split(name))
         for name in ("train", "validation")
     )
-    recipe = replace(prepared.recipe, validation=validation)
-    fitted = Tfidf.fit(train, replace(context(prepared, num_labels), open_recipe=lambda: recipe))
+    fitted = Tfidf.fit(
+        train,
+        replace(
+            context(prepared, num_labels), open_recipe=lambda: replace(prepared.recipe, validation=validation)
+        ),
+    )
     features, checked = (
         hstack([each.transform(rows.texts) for each in fitted.vectorizers]) for rows in (train, validation)
     )

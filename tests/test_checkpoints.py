@@ -157,9 +157,9 @@ def test_a_checkpoint_damaged_at_equal_size_is_passed_over(
     damage(tmp_path / "work" / "checkpoint-4" / name)
     done = fit(LLAMA, data, chosen, tmp_path / "work", resumable=True, progress=Progress())
     assert f"checkpoint-4/{name} is damaged; " in capsys.readouterr().out and done.resumed_from_step == 2
-    whole = fit(LLAMA, data, chosen, tmp_path / "whole")
     assert all(
-        torch.equal(value, done.model.state_dict()[key]) for key, value in whole.model.state_dict().items()
+        torch.equal(value, done.model.state_dict()[key])
+        for key, value in fit(LLAMA, data, chosen, tmp_path / "whole").model.state_dict().items()
     )
     assert [line["step"] for line in done.history if "loss" in line] == list(range(1, done.num_steps + 1))
 
@@ -241,8 +241,14 @@ def test_a_resume_under_other_versions_warns_in_the_step_log(
     assert set(versions) - {"cuda"} == {"torch", "transformers", "accelerate", "tokenizers", "numpy"}
     monkeypatch.setattr(checkpoints, "library_versions", lambda: {**versions, "torch": "9.9"})
     done = fit(LLAMA, training(40, marked=True), chosen, tmp_path, resumable=True, progress=Progress())
-    reason = f"torch {torch.__version__} -> 9.9: bits may differ"
-    expected = [{"step": 4, "event": "other_versions", "action": "warn", "reason": reason}]
+    expected = [
+        {
+            "step": 4,
+            "event": "other_versions",
+            "action": "warn",
+            "reason": f"torch {torch.__version__} -> 9.9: bits may differ",
+        }
+    ]
     assert [line for line in done.history if "event" in line] == expected
     assert [line["step"] for line in done.history if "loss" in line] == list(range(1, done.num_steps + 1))
 

@@ -168,8 +168,11 @@ class TestWorkloads:
         assert (
             Tokenization.load_saved(folder, case.use_case.settings.chunks).chunks(test.texts) == test.chunks
         )
-        older = case.store.folder(plain["finetuned_checkpoint"]) / "model"
-        assert len(load_classifier(older).get_input_embeddings().weight) == min(new)
+        assert len(
+            load_classifier(case.store.folder(plain["finetuned_checkpoint"]) / "model")
+            .get_input_embeddings()
+            .weight
+        ) == min(new)
 
     def test_a_champion_of_another_tokenizer_reads_the_test_rows_with_its_own(self, made) -> None:
         case, plain, extended = made

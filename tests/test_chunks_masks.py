@@ -156,9 +156,10 @@ class TestConversations:
     def test_a_conversation_that_the_template_refuses_is_named_with_why(
         self, smol: Path, tmp_path: Path
     ) -> None:
-        folder = with_template(smol, tmp_path, ALTERNATING)
         found = chunks.chunk(
-            conversations([self.MESSAGES[:2], self.MESSAGES[1:3], self.MESSAGES]), load(folder), "sft"
+            conversations([self.MESSAGES[:2], self.MESSAGES[1:3], self.MESSAGES]),
+            load(with_template(smol, tmp_path, ALTERNATING)),
+            "sft",
         )
         assert found.unfit == [
             f"{alias('chats.jsonl')}:2 (the chat template refuses the conversation: roles must alternate)"

@@ -159,8 +159,9 @@ def test_no_word_that_is_delivered_leaves_the_store(
         examples = latest_by_partition(store, "letters", "labeled_examples")[batch]
         refused = run_assets(project.use_case(), instance, "training_snapshot")
         (sensor, *_) = automation.build_sensors(CaseGraph(project.use_case()))
-        resources = CaseGraph(project.use_case()).resources()
-        tick = sensor(dg.build_sensor_context(instance=instance, resources=resources))
+        tick = sensor(
+            dg.build_sensor_context(instance=instance, resources=CaseGraph(project.use_case()).resources())
+        )
         (project.documents / "alone.parquet").write_bytes((project.documents / "table.parquet").read_bytes())
         failed, _ = ingest(project, instance)
         assert not failed.success, "not one of its files can be read"

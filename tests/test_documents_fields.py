@@ -66,8 +66,9 @@ def test_csv_is_read_as_its_header_and_the_settings_say(
     tmp_path: Path, text: str, settings: dict[str, Any]
 ) -> None:
     put(tmp_path, text)
-    label = "column_2" if settings.get("header") == "none" else "kind"
-    row = read(tmp_path, {"label": label}, **settings)[0]
+    (row, *_) = read(
+        tmp_path, {"label": "column_2" if settings.get("header") == "none" else "kind"}, **settings
+    )
     assert (row["text"].lstrip('"'), row["label"], row["problem"]) == ("A, b", "x", None)
 
 

@@ -206,8 +206,9 @@ class OneFile:
         (self.folder / self.name).write_bytes(data)
         batch = formats.Batch("00001-x", [SourceFile(name, 1, 1) for name in (self.name, "good.jsonl")])
         examples = {"label": "kind", "group": "expression", **seed.examples}
-        documents = DocumentsSettings(path="x", **seed.documents)
-        return read_documents(self, batch, documents, ExamplesSettings(**examples))
+        return read_documents(
+            self, batch, DocumentsSettings(path="x", **seed.documents), ExamplesSettings(**examples)
+        )
 
 
 @pytest.mark.parametrize("kind", SEEDS)
@@ -286,8 +287,9 @@ def _is_record(text: str) -> bool:
 
 
 def _num_in_csv(text: str, name: str) -> int:
-    settings = DocumentsSettings(path="data")
-    lines, delimiter = tables._lines_and_delimiter(io.StringIO(text, newline=""), name, settings)
+    lines, delimiter = tables._lines_and_delimiter(
+        io.StringIO(text, newline=""), name, DocumentsSettings(path="data")
+    )
     fields = [fields for fields in csv.reader(lines, delimiter=delimiter) if fields]
     return max(0, len(fields) - next((at for at, row in enumerate(fields) if any(row)), len(fields)) - 1)
 

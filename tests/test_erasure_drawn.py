@@ -109,9 +109,8 @@ def test_what_is_left_of_replay_is_packed_anew_with_its_own_windows(case: Prepar
         left.packing.num_rows,
         left.packing.fill,
     )
-    num_task_tokens = sum(map(len, left.chunks)) - num_tokens
     assert case.store.load(made.ref).metadata["share"] == pytest.approx(
-        num_tokens / (num_tokens + num_task_tokens)
+        num_tokens / (num_tokens + (sum(map(len, left.chunks)) - num_tokens))
     )
     assert taken.content_digest != case.snapshot.content_digest, "training on it is asked for again"
     assert case.take_again().ref == taken.ref

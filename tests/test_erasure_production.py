@@ -43,8 +43,12 @@ def of_persons() -> list[dict[str, str]]:
 def case(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     """Everything from the delivery to a drift report, by a tiny model."""
     root = tmp_path_factory.mktemp("seen")
-    rows = [*projects.licence_rows(NUM_ROWS), *of_persons()]
-    case = prepare(root, tiny=True, delivered=rows, monitoring={"path": "data/letters/production"})
+    case = prepare(
+        root,
+        tiny=True,
+        delivered=[*projects.licence_rows(NUM_ROWS), *of_persons()],
+        monitoring={"path": "data/letters/production"},
+    )
     store, name = case.store, case.use_case.name
     batch = only(case, "labeled_examples").metadata["batch"]
     chunks.audit_tokenizer(store, case.use_case, {batch: only(case, "labeled_examples")})

@@ -347,8 +347,9 @@ def test_equal_predictions_differ_by_less_than_the_groups_can_show():
 
 
 def test_p_values_hold_for_all_comparisons_together():
-    found = holm({"a": 0.01, "b": 0.04, "c": 0.03, "d": 0.005})
-    assert found == pytest.approx({"a": 0.03, "b": 0.06, "c": 0.06, "d": 0.02})
+    assert holm({"a": 0.01, "b": 0.04, "c": 0.03, "d": 0.005}) == pytest.approx(
+        {"a": 0.03, "b": 0.06, "c": 0.06, "d": 0.02}
+    )
 
 
 def test_giant_groups_are_few_groups():

@@ -100,8 +100,12 @@ def test_a_module_scores_every_system_with_an_interval(lab: Any, cache: Path, is
     scores = {
         f"{name}_{metric}": score for name, row in metadata.scores.items() for metric, score in row.items()
     }
-    older = {**report.metadata, **scores, "scores": {}}
-    assert EvaluationMetadata.of(report.model_copy(update={"metadata": older})).scores == metadata.scores
+    assert (
+        EvaluationMetadata.of(
+            report.model_copy(update={"metadata": {**report.metadata, **scores, "scores": {}}})
+        ).scores
+        == metadata.scores
+    )
     assert "balanced accuracy" in (lab.store.folder(report) / "report.md").read_text()
 
 

@@ -46,8 +46,11 @@ def evaluated(spoilt: str | None = None, *, champion: bool = True) -> assessment
 
 
 def gate_of(found: assessment.ClassificationEvaluation, **changed: Any) -> GateResult:
-    reasons = release.verdict(found, ReleaseSettings(**changed)).reasons
-    return next(reason for reason in reasons if reason.gate == "no_slice_is_worse")
+    return next(
+        reason
+        for reason in release.verdict(found, ReleaseSettings(**changed)).reasons
+        if reason.gate == "no_slice_is_worse"
+    )
 
 
 def test_a_slice_is_scored_on_its_rows_and_a_label_by_its_f1_over_all() -> None:

@@ -267,8 +267,11 @@ def test_unknown_labels_are_named_beside_those_of_the_yaml_and_texts_are_not(
 
 
 def test_masked_personal_data_is_counted_and_gone() -> None:
-    masking = PLAIN.model_copy(update={"pii": "mask"})
-    examined = examples.examine(table(sound_rows({"text": "write to jo@example.org"}, {})), masking, "b")
+    examined = examples.examine(
+        table(sound_rows({"text": "write to jo@example.org"}, {})),
+        PLAIN.model_copy(update={"pii": "mask"}),
+        "b",
+    )
     check = next(c for c in examined.checks if c.name == "personal_data_is_absent")
     assert (check.passed, check.metadata) == (True, {"num_rows": 2, "num_failed": 0, "num_masked": 1})
     assert examined.valid["text"].to_pylist() == ["write to [EMAIL]", "text number 3"]

@@ -31,8 +31,9 @@ def write(path: Path, rows: dict[str, Any], target: str = "label") -> Path:
 
 
 def with_external(settings: UseCaseSettings, external: dict[str, Any], **more: Any) -> UseCaseSettings:
-    asked = {"external": external, **more}
-    return settings.model_copy(update={"evaluation": settings.evaluation.model_copy(update=asked)})
+    return settings.model_copy(
+        update={"evaluation": settings.evaluation.model_copy(update={"external": external, **more})}
+    )
 
 
 class TestLabels:

@@ -2,6 +2,7 @@
 kind, and what replaces them.
 """
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -214,7 +215,7 @@ def test_where_the_model_fails_its_gates_the_best_baseline_ships(lab: Lab) -> No
     [card] = lab.store.artifacts("mail", "champion_model")
     text = (lab.store.folder(card) / release.CARD).read_text()
     assert "library_name: fullft-assets" in text and 'champion("mail").predict' in text
-    assert "logistic regression becomes champion" in text
+    assert "logistic regression is chosen" in text
     pushed = release.push_champion(lab.store, pushing(lab))
     assert {path.name for path in Path(str(pushed)).iterdir()} >= {"README.md", "baseline.json", "tfidf.npz"}
     assert publish(lab, model, report).kind == "already_champion"
@@ -236,7 +237,13 @@ def test_a_cheaper_system_within_its_worth_ships(lab: Lab) -> None:
     assert (verdict.answer, EvaluationMetadata.of(near).candidate) == ("baseline", "finetuned")
     assert "more to serve" in verdict.choice and "release.worth" in verdict.choice
     _, better = judged(lab, "better", 0.52, **lenient)
-    assert read_verdict(lab.store.folder(better)).answer == "promote"
+    verdict = read_verdict(lab.store.folder(better))
+    assert verdict.answer == "promote"
+    assert re.match(
+        r"The fully fine-tuned model is chosen: macro-F1 \d.+ on the test rows, against \d.+ of the TF-IDF"
+        r" .+, the next choice by the validation rows; making it took .+, and that .+\.",
+        verdict.choice,
+    ), verdict.choice
 
 
 def test_what_the_test_rows_refute_does_not_ship(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -80,7 +80,7 @@ def test_a_number_that_yaml_reads_as_text_is_a_number() -> None:
     branches = UseCaseSettings.model_json_schema()["$defs"]["TrainingSettings"]["properties"][
         "learning_rate"
     ]["anyOf"]
-    assert {branch["type"] for branch in branches} == {"number", "string"}
+    assert {branch["type"] for branch in branches} == {"number", "string", "null"}
 
 
 def test_language_modeling_reads_each_token_once_by_default() -> None:

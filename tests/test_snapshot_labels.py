@@ -23,7 +23,7 @@ from tests.test_snapshot import ORDER, SCHEMA
 
 pytestmark = pytest.mark.quick
 
-SETTINGS = SnapshotSettings(min_train_rows=1)
+SETTINGS = SnapshotSettings(min_train_rows=1, test_share=0.15)
 SPLITS = ("train", "validation", "test")
 
 
@@ -127,6 +127,26 @@ class TestSides:
             second: "test",
             third: "validation",
         }
+
+
+def held_out(
+    num_groups: int, rows_a_group: int, ledger: Ledger = EMPTY, **changes: Any
+) -> tuple[set[str], Frozen]:
+    """Groups that are tested by default, and the snapshot."""
+    groups = {f"g{n}": (("a", "b")[n % 2], rows_a_group) for n in range(num_groups)}
+    changes = {"test_share": None, "min_train_rows": 100, **changes}
+    frozen = take(rows_of_groups(groups), ledger=ledger, **changes)
+    return {row["group"] for row in frozen.index.to_pylist() if row["split"] == "test"}, frozen
+
+
+def test_of_few_groups_more_are_tested_where_that_makes_a_verdict_possible() -> None:
+    few, frozen = held_out(120, 5)
+    assert len(few) == 36 > 1.4 * len(held_out(120, 5, test_share=0.15)[0])
+    grown = held_out(600, 5, frozen.ledger)[0]
+    assert few <= grown, "what was held out stays held out"
+    assert grown - few == held_out(600, 5)[0] - few
+    for sizes in ((95, 5), (140, 1)):  # too few groups for any verdict; too few rows left to train
+        assert held_out(*sizes)[0] == held_out(*sizes, test_share=0.15)[0]
 
 
 class TestGrowth:

@@ -1,5 +1,6 @@
 """What is seen of a training run: the step log, an MLflow store, sparse progress with the time left."""
 
+import importlib.util
 import json
 import math
 from pathlib import Path
@@ -60,6 +61,24 @@ class TestStepLog:
             assert "mfu" not in line, "of a CPU no peak is known"
         assert [line["seconds"] for line in steps] == sorted(line["seconds"] for line in steps)
         assert {"validation_loss", "validation_accuracy", "validation_macro_f1"} <= set(lines[-1])
+
+    def test_by_default_a_small_encoder_has_its_own_rate_and_checkpoints_come_by_time(
+        self, tiny, tmp_path, monkeypatch
+    ):
+        timed: list[bool] = []
+        begin = finetuning.Saver.begin
+        monkeypatch.setattr(
+            finetuning.Saver,
+            "begin",
+            lambda *args, **about: (timed.append(not about["is_planned"]), begin(*args, **about)),
+        )
+        fit = train(tiny, tmp_path / "a", track=[], learning_rate=None)
+        assert max(line.get("learning_rate", 0.0) for line in fit.history) == pytest.approx(1e-4)
+        assert fit.about["learning_rate"] == 1e-4
+        assert not any(timed)
+        monkeypatch.setattr(finetuning, "_SECONDS_TO_SAVE", 0.0)
+        train(tiny, tmp_path / "b", track=[])
+        assert sum(timed) > fit.num_steps / 2
 
     def test_where_the_cards_peak_is_known_each_step_has_its_share_of_it(self, tiny, tmp_path, monkeypatch):
         """That this machine has such a card is injected."""
@@ -138,7 +157,10 @@ class TestMLflow:
     def test_the_arn_of_a_managed_server_is_handed_to_its_plugin(self, client, tiny, tmp_path, monkeypatch):
         """The plugin `sagemaker-mlflow` registers its store for the scheme `arn`."""
         monkeypatch.setenv("MLFLOW_TRACKING_URI", MANAGED)
-        monkeypatch.setattr(recorder.importlib.util, "find_spec", lambda name: 1)
+        find_spec = importlib.util.find_spec
+        monkeypatch.setattr(
+            importlib.util, "find_spec", lambda name: name == "sagemaker_mlflow" or find_spec(name)
+        )
         stores = {MANAGED: FileStore(str(tmp_path / "mlruns"))}
         monkeypatch.setitem(
             utils._tracking_store_registry._registry, "arn", lambda store_uri, artifact_uri: stores[store_uri]

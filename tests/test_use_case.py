@@ -64,7 +64,7 @@ def test_a_use_case_of_three_keys_loads(project):
     assert use_case.name == "licences"
     assert use_case.project_root == project
     assert use_case.resolve("data/licences") == project / "data/licences"
-    assert use_case.settings.training.learning_rate == 5e-5
+    assert use_case.settings.training.peak_rate == 5e-5
 
 
 def test_a_bucket_is_taken_as_it_is_written_without_a_network(project, monkeypatch):

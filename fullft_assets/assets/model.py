@@ -277,9 +277,13 @@ def _build_training(graph: CaseGraph) -> list[dg.AssetsDefinition]:
                 if baseline is not None:
                     yield graph.result(baseline, FINETUNED_CHECKPOINT, store)
                 return
-            decision = _training_key(graph, training_snapshot, revision)
             start = starting_point.find(
-                store, graph.name, graph.settings, training_snapshot, revision=revision, decision=decision
+                store,
+                graph.name,
+                graph.settings,
+                training_snapshot,
+                revision=revision,
+                decision=_training_key(graph, training_snapshot, revision),
             )
             inputs = {
                 TRAINING_SNAPSHOT: training_snapshot,

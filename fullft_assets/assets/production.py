@@ -288,8 +288,10 @@ def build_checks(graph: CaseGraph) -> list[dg.AssetChecksDefinition]:
             )
             labels = CheckpointMetadata.of(model).labels if model else []
             outcome = representation.judge(store, snapshot, reports, model, labels)
-        metadata = {**outcome.metadata, "snapshot": snapshot.ref}
-        return graph.check_result(outcome.model_copy(update={"metadata": metadata}), TRAINING_SNAPSHOT)
+        return graph.check_result(
+            outcome.model_copy(update={"metadata": {**outcome.metadata, "snapshot": snapshot.ref}}),
+            TRAINING_SNAPSHOT,
+        )
 
     return [training_data_represents_production]
 

@@ -112,9 +112,10 @@ def record(
         store.write_pointer(
             f"{graph.name}/{ASSET}/{int(signals.now * 1000):014d}", entry.model_dump(mode="json")
         )
-        metadata = _metadata(graph, state, signals, decision)
         instance.report_runless_asset_event(
-            dg.AssetMaterialization(asset_key=graph.key(ASSET), metadata=metadata)
+            dg.AssetMaterialization(
+                asset_key=graph.key(ASSET), metadata=_metadata(graph, state, signals, decision)
+            )
         )
         if decision.action != "wait":
             security.append(
@@ -408,9 +409,11 @@ def _score_drop(store: Store, graph: CaseGraph, champion: release.Champion | Non
         return None
     released = EvaluationMetadata.of(store.load(champion.evaluation))
     low = released.score(None, f"{metric}_low")
-    confidence = graph.settings.evaluation.confidence
     since = Released(
-        champion.score, champion.score if low is None else low, released.num_test_rows, confidence
+        champion.score,
+        champion.score if low is None else low,
+        released.num_test_rows,
+        graph.settings.evaluation.confidence,
     )
     return score_drop(since, newest, metadata.num_test_rows)
 

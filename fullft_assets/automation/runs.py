@@ -295,8 +295,13 @@ def ask_again(batch: str, key: str, runs: Sequence[dg.RunRecord], instance: dg.D
     if num_asked == 0:
         return Again(last_end, batch, key, last_end)
     is_late = num_asked > len(_WAIT_HOURS)
-    hours = _LATER_HOURS if is_late else _WAIT_HOURS[num_asked - 1]
-    again = Again(last_end, batch, f"{key}-{num_asked}", last_end + hours * HOUR_SECONDS, is_late=is_late)
+    again = Again(
+        last_end,
+        batch,
+        f"{key}-{num_asked}",
+        last_end + (_LATER_HOURS if is_late else _WAIT_HOURS[num_asked - 1]) * HOUR_SECONDS,
+        is_late=is_late,
+    )
     if last.dagster_run.status == dg.DagsterRunStatus.CANCELED:
         return again._replace(why=CANCELLED)
     if last.dagster_run.status == dg.DagsterRunStatus.SUCCESS:

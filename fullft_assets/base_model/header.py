@@ -209,14 +209,13 @@ def read_header(model: ModelFolder) -> BaseModelHeader:
         sizes[DTYPES[tensor["dtype"]]] += math.prod(tensor["shape"])
     if not sizes:
         raise SettingsError(f"{folder}: its safetensors contain no floating-point weights")
-    text = config.get("text_config", config)
     return BaseModelHeader(
         folder=folder,
         model_type=str(config["model_type"]),
         architectures=tuple(config.get("architectures") or ()),
         num_parameters=sizes.total(),
         dtype=sizes.most_common(1)[0][0],
-        max_positions=_max_positions(text),
+        max_positions=_max_positions(config.get("text_config", config)),
         weights_bytes=sum(file.bytes for file in files),
         revision=_revision(folder, files, own_code(folder) if isinstance(model, TrustedFolder) else []),
     )

@@ -252,7 +252,7 @@ def _section_problems(settings: UseCaseSettings) -> Iterator[Problem]:
             f"needs documents on s3://, which the containers of {ingestion.kind} read themselves",
         ),
         (
-            settings.snapshot.test_share + settings.snapshot.validation_share >= 0.9,
+            settings.snapshot.least_test_share + settings.snapshot.validation_share >= 0.9,
             ("snapshot", "test_share"),
             f"with snapshot.validation_share ({settings.snapshot.validation_share:g}) it leaves less than 10%"
             " to train on",

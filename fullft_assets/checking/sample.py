@@ -214,11 +214,11 @@ def group_findings(rows: list[Sampled], settings: UseCaseSettings) -> Iterator[t
     most = settings.snapshot.max_heldout_rows_per_group
     counts = Counter(row.row["group"] for row in rows if row.row.get("group"))
     for group, count in counts.most_common(1):
-        if count > max(most, settings.snapshot.test_share / 2 * len(rows)):
+        if count > max(most, settings.snapshot.least_test_share / 2 * len(rows)):
             yield (
                 "groups",
                 f"{quoted(group)} has {count / len(rows):.0%} of the rows read, and"
-                f" {settings.snapshot.test_share:.0%} are to be tested: where its hash holds it out,"
+                f" {settings.snapshot.least_test_share:.0%} are to be tested: where its hash holds it out,"
                 f" {most} of its rows are (snapshot.max_heldout_rows_per_group) and none trains; name a finer"
                 " field in examples.group",
             )

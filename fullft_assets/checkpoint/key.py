@@ -10,6 +10,7 @@ from typing import Any
 from fullft_assets.settings import UseCaseSettings
 from fullft_assets.store import CheckOutcome
 from fullft_assets.store.checks import CheckSpec
+from fullft_assets.task import task_of
 
 VERSION = "6"
 #: In a checkpoint's folder: the metrics by step, as JSON lines.
@@ -49,6 +50,8 @@ def plan_settings(settings: UseCaseSettings) -> dict[str, Any]:
     # Of earlier trainings that had no such setting: they need not be repeated.
     excluded |= {"betas"} if settings.training.betas is None else set()
     recorded = settings.training.model_dump(mode="json", exclude=excluded)
+    if task_of(settings.examples).is_generative:
+        recorded["learning_rate"] = settings.training.peak_rate
     return recorded | {"micro_batch_size": settings.training.rows_a_pass()}
 
 

@@ -112,8 +112,9 @@ def audit_tokenizer(store: Store, use_case: "UseCase", batches: Mapping[str, Man
     def write(draft: Draft) -> Outcome:
         texts = [text for batch in sampled for text in sample_texts(store.folder(batch) / EXAMPLES_FILE)]
         audit = judge(texts, load_tokenization(use_case), languages)
-        terms = json.dumps(audit.terms, indent=1, ensure_ascii=False)
-        (draft.path / "terms.json").write_text(terms, encoding="utf-8")
+        (draft.path / "terms.json").write_text(
+            json.dumps(audit.terms, indent=1, ensure_ascii=False), encoding="utf-8"
+        )
         (draft.path / "proposal.yaml").write_text(audit.proposal_yaml(), encoding="utf-8")
         return audit.metadata.as_dict(), audit.checks
 

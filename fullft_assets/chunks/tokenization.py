@@ -179,8 +179,16 @@ class Tokenization:
             )
         unknown_token = getattr(tokenizer.model, "unk_token", None)
         unknown_id = tokenizer.token_to_id(unknown_token) if unknown_token else None
-        digest = tokenizer_digest(model_folder, settings, task)
-        return cls(tokenizer, prefix, suffix, unknown_id, settings, digest, end_id, chat)
+        return cls(
+            tokenizer,
+            prefix,
+            suffix,
+            unknown_id,
+            settings,
+            tokenizer_digest(model_folder, settings, task),
+            end_id,
+            chat,
+        )
 
     @classmethod
     def load_saved(

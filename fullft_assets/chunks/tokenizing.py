@@ -95,8 +95,9 @@ def tokenize(store: Store, use_case: UseCase, examples: Manifest) -> Manifest:
 
     def write(draft: Draft) -> Outcome:
         task = settings.examples.task
-        file = store.folder(examples) / EXAMPLES_FILE
-        counts, unfit = _write(file, draft, load_tokenization(use_case), task)
+        counts, unfit = _write(
+            (store.folder(examples) / EXAMPLES_FILE), draft, load_tokenization(use_case), task
+        )
         metadata = ChunksMetadata(batch=ExamplesMetadata.of(examples).batch, **counts)
         return metadata.as_dict(), checks(counts, unfit, task, settings.examples.max_quarantined_share)
 

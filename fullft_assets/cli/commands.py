@@ -416,8 +416,9 @@ def _rollback(options: argparse.Namespace) -> None:
     about = "" if in_use is None else in_use.checkpoint
 
     def roll_back() -> None:
-        by = _person(options).name
-        champion = release.rollback(store, use_case.name, reason=options.reason, by=by, expected=about)
+        champion = release.rollback(
+            store, use_case.name, reason=options.reason, by=_person(options).name, expected=about
+        )
         card = release.card_of(store, use_case.name, champion)
         if card is not None:
             set_latest(store, use_case.name, CHAMPION_MODEL, card)

@@ -113,8 +113,9 @@ def _drawn(use_case: UseCase, store: Store, most: int, num_windows: int) -> list
             f"{name}: a random sample is drawn from what the champion predicted, and there is none yet"
         )
     windows = latest_by_partition(store, name, PRODUCTION_DOCUMENTS)
-    predictions = latest_by_partition(store, name, BATCH_PREDICTIONS)
-    usable_predictions = live.predicted_by(store.load(champion.checkpoint), windows, predictions)
+    usable_predictions = live.predicted_by(
+        store.load(champion.checkpoint), windows, latest_by_partition(store, name, BATCH_PREDICTIONS)
+    )
     newest = list(usable_predictions)[-num_windows:]
     far = exported_as_far(store, name)
     labels = live.labels_by_id(store, latest_by_partition(store, name, LABELED_EXAMPLES))
@@ -219,10 +220,18 @@ def _files(
         return {"": tasks, **({".xml": interface} if labels else {})}
     if format_name == "argilla":
         options = [{"value": name, "text": name} for name in labels]
-        spans = {"field": text} if question == "span" else {}
         dataset = {
             "fields": [{"name": text, "settings": {"type": "text"}}],
-            "questions": [{"name": label, "settings": {"type": question, "options": options, **spans}}],
+            "questions": [
+                {
+                    "name": label,
+                    "settings": {
+                        "type": question,
+                        "options": options,
+                        **({"field": text} if question == "span" else {}),
+                    },
+                }
+            ],
             "allow_extra_metadata": True,
         }
         # The reader finds the id in the metadata, under the name that the use case gives it.

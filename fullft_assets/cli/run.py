@@ -248,8 +248,11 @@ class Driver:
         try:
             yield
         except KeyboardInterrupt:
-            runs = self.instance.get_runs(dg.RunsFilter(tags=self.command))
-            open_runs = [run.run_id for run in runs if not run.is_finished]
+            open_runs = [
+                run.run_id
+                for run in self.instance.get_runs(dg.RunsFilter(tags=self.command))
+                if not run.is_finished
+            ]
             for run_id in open_runs:
                 # A terminal sends Ctrl-C to the run's own process, too; a signal to this process alone does
                 # not reach it.

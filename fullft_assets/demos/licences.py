@@ -81,9 +81,8 @@ def write(folder: Path, *, max_rules: int | None = None) -> Path:
         (aside / "documents").mkdir()
         (aside / "production").mkdir()
         for number in range(NUM_FILES):
-            part = lines[number * size : (number + 1) * size]
             (aside / "documents" / f"delivery-{number + 1}.manifest").write_text(
-                "\n".join(part) + "\n", encoding="utf-8"
+                "\n".join(lines[number * size : (number + 1) * size]) + "\n", encoding="utf-8"
             )
         _write_production(aside / "production", production)
     return folder

@@ -85,8 +85,9 @@ def look(
     if window is not None:
         cutter = WindowCutter(store, use_case, window, source, bounds, now=now, whole=whole)
         cut_look = _look(store, use_case.name, source, bounds, kind, cutter.record, now, whole=whole)
-        notes = [*cut_look.notes, *filter(None, [cutter.progress])]
-        return replace(cut_look, notes=notes, open_window=cutter.progress)
+        return replace(
+            cut_look, notes=[*cut_look.notes, *filter(None, [cutter.progress])], open_window=cutter.progress
+        )
     if kind == "window":
         bounds = bounds.model_copy(update={"max_batch_files": 1})
 

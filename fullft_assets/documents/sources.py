@@ -122,8 +122,9 @@ class Folder:
             raise DataError(
                 f"{self.folder}: folder cannot be listed ({error.strerror}); fix its permissions"
             ) from error
-        path = f"{error.filename[len(self._root) :]}/".lstrip("/")
-        self.skipped[path] = f"folder cannot be listed: {error.strerror}"
+        self.skipped[f"{error.filename[len(self._root) :]}/".lstrip("/")] = (
+            f"folder cannot be listed: {error.strerror}"
+        )
 
     def _is_entered(self, path: str, entered: set[tuple[int, int]]) -> bool:
         full = f"{self._root}/{path}"

@@ -173,10 +173,9 @@ class WindowCutter:
             self._bytes_left -= file.bytes
         try:
             with self._source.local(file.path) as path:
-                delivery = Delivered(path, file.path)
                 # Every code page has the same line ends and delimiters.
                 return reader.read(
-                    delivery,
+                    Delivered(path, file.path),
                     lambda records, *_: sum(1 for _ in islice(records, self._window.rows)),
                     lambda _: "latin-1",
                 )[0]

@@ -83,8 +83,10 @@ class ErasedDocuments:
         themselves. A made-up id may name a second document there, which goes as well.
         """
         table = pa.table({"id": pa.array(sorted(set(ids)), pa.string())})
-        has_tombstone = table.filter(pa.array(self.rows(table)))["id"].to_pylist()
-        return {*has_tombstone, *self.ids.intersection(table["id"].to_pylist())}
+        return {
+            *table.filter(pa.array(self.rows(table)))["id"].to_pylist(),
+            *self.ids.intersection(table["id"].to_pylist()),
+        }
 
     def add(self, manifest: Manifest, documents: pa.Table) -> None:
         """Note the erased documents of a table."""
@@ -225,8 +227,9 @@ def search(store: Store, case: str, list_lines: Iterable[str], by: By) -> _Liste
         made_up = has_made_up_id(table)
         if by == "group":
             # The group keeps out the others: their ids would keep out the document that is there next.
-            ids_of_group = table["id"].filter(pa.array(~made_up)).to_pylist()
-            documents.digests.update(erased_digest(case, id_) for id_ in ids_of_group)
+            documents.digests.update(
+                erased_digest(case, id_) for id_ in table["id"].filter(pa.array(~made_up)).to_pylist()
+            )
         else:
             documents.digests.update(row_digests(case, table.filter(pa.array(made_up))))
     return documents

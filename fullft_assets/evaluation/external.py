@@ -290,8 +290,10 @@ class _ModuleMetric(Metric):
             )
         else:
             assert predictions.num_predicted is not None, "only what has labels is measured"
-            labels = predictions.num_predicted.argmax(1).tolist()
-            scores = self._module._compute(predictions=labels, references=predictions.truth.tolist())
+            scores = self._module._compute(
+                predictions=predictions.num_predicted.argmax(1).tolist(),
+                references=predictions.truth.tolist(),
+            )
         return self._number(scores)
 
     def _number(self, scores: Mapping[str, Any]) -> float:

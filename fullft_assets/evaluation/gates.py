@@ -269,8 +269,9 @@ class NoSliceIsWorse(Gate):
             f" than the {title(slices.rival)} by more than chance"
         )
         if worse:
-            num_by_kind = Counter(score.kind for score in worse)
-            counts = ", ".join(f"{num} by {kind}" for kind, num in num_by_kind.items())
+            counts = ", ".join(
+                f"{num} by {kind}" for kind, num in Counter(score.kind for score in worse).items()
+            )
             text += f": {counts}; the report names them"
         since_anchor = context.evaluation.labels_since_anchor
         if eroded and since_anchor is not None:

@@ -46,7 +46,7 @@ class ReleaseVerdict(StrictRecord):
     Attributes:
         has_champion: there was one to keep.
         seed_runs: trainings that the noise of seeds was taken from; 0: it is assumed.
-        choice: which system becomes champion in place of the fine-tuned model, and why; else empty.
+        choice: which system is chosen, and why; else empty.
     """
 
     answer: Answer

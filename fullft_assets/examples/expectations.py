@@ -57,8 +57,13 @@ def argument_problems(settings: ExamplesSettings) -> Iterator[Problem]:
         except (ValidationError, ValueError, TypeError) as error:
             first = {"loc": (), "msg": str(error).splitlines()[0]}
             first = error.errors()[0] if isinstance(error, ValidationError) else first
-            at = [part for part in first["loc"] if part != "__root__"]
-            key = ("examples", "expectations", number, "arguments", *at)
+            key = (
+                "examples",
+                "expectations",
+                number,
+                "arguments",
+                *[part for part in first["loc"] if part != "__root__"],
+            )
             yield key, f"{expectation.name}: {first['msg']}; fix the value"
 
 

@@ -69,8 +69,13 @@ def command(
         arguments: of Python, that run the workload.
         more: further `Options`.
     """
-    version = importlib.metadata.version("fullft-assets")
-    options = Options(version, settings.grace_seconds, settings.max_seconds, gpus, **more)
+    options = Options(
+        importlib.metadata.version("fullft-assets"),
+        settings.grace_seconds,
+        settings.max_seconds,
+        gpus,
+        **more,
+    )
     return [python, "-m", MODULE, json.dumps(asdict(options)), *arguments]
 
 

@@ -118,8 +118,9 @@ def attend(
     is_plain = softcap is None and s_aux is None and chunk is None
     is_causal = getattr(module, "is_causal", True) and attention_mask is None
     if not is_causal or (is_plain and sliding_window is None and seq_idx is None):
-        options = {"scaling": scaling, "dropout": dropout}
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)[0], None
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, scaling=scaling, dropout=dropout
+        )[0], None
     rows, _, tokens, size = query.shape
     if seq_idx is None or cu_seq_lens_q is None:
         cu_seq_lens_q = torch.arange(0, rows * tokens + 1, tokens, dtype=torch.int32, device=query.device)

@@ -180,8 +180,9 @@ class DriftTest(ABC):
         sizes = [[window.num_rows for window in side] for side in (reference, current)]
         statistic, p_value, effect = compare_means(means[0], sizes[0], means[1], sizes[1])
         # Only the halves of a reference are more windows.
-        threshold = self.thresholds.get(len(current), self.thresholds[1])
-        return Outcome(statistic, p_value, p_value <= threshold, effect)
+        return Outcome(
+            statistic, p_value, p_value <= self.thresholds.get(len(current), self.thresholds[1]), effect
+        )
 
     @abstractmethod
     def in_words(self, reference: Sequence[Sums], current: Sequence[Sums], labels: Sequence[str]) -> str:
@@ -201,8 +202,7 @@ def open_tests(names: Iterable[str], *, has_label: bool = True) -> list[DriftTes
     Raises:
         SettingsError: one is not registered.
     """
-    tests = [DRIFT_TESTS.get(name)() for name in names]
-    return [test for test in tests if has_label or not test.needs_label]
+    return [test for test in [DRIFT_TESTS.get(name)() for name in names] if has_label or not test.needs_label]
 
 
 #: Principal components of the embeddings. Of twice as many, the smaller half is mostly noise, which whitening

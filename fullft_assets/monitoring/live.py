@@ -191,9 +191,14 @@ def measure(
             }
         ),
     }
-    settings = {"release": list(release), "error": error}
     return store.ensure(
-        case, LIVE_QUALITY, write, version=LIVE_VERSION, settings=settings, inputs=inputs, seed=seed
+        case,
+        LIVE_QUALITY,
+        write,
+        version=LIVE_VERSION,
+        settings={"release": list(release), "error": error},
+        inputs=inputs,
+        seed=seed,
     )
 
 

@@ -101,8 +101,11 @@ def judged_against(store: Store, case: str, candidate: Manifest, snapshot: Manif
     record = store.read_pointer(_decision_pointer(candidate))
     state = read_state(store, case)
     if record is not None:
-        is_newer = snapshot.ref != CheckpointMetadata.of(candidate).snapshot
-        if is_newer and state is not None and record.get("ships") == state.checkpoint:
+        if (
+            (snapshot.ref != CheckpointMetadata.of(candidate).snapshot)
+            and state is not None
+            and record.get("ships") == state.checkpoint
+        ):
             return JudgedAgainst(state.checkpoint, None)
         return JudgedAgainst(
             record["incumbent"], record["anchor"], tuple(record["seed_runs"]), tuple(record.get("looks", ()))
@@ -299,8 +302,9 @@ def _require_judged(use_case: UseCase, report: Manifest, checkpoint: Manifest, s
                 f"champion_model refused: evaluation_report judged another {name}; materialise"
                 " evaluation_report again"
             )
-    judged_by = ReleaseSettings.from_manifest(report.settings["release"])
-    if judged_by.model_dump(mode="json") != use_case.settings.release.model_dump(mode="json"):
+    if ReleaseSettings.from_manifest(report.settings["release"]).model_dump(
+        mode="json"
+    ) != use_case.settings.release.model_dump(mode="json"):
         raise GateError(
             "champion_model refused: evaluation_report judged by other settings of release; materialise"
             " evaluation_report again"
@@ -485,23 +489,17 @@ def stored_baseline_key(name: str, inputs: Mapping[str, Manifest], settings: Use
     )
 
 
-def choice_sentence(evaluation: Evaluation, *, is_rival_good: bool, worth: float, costs: str) -> str:
-    """Return why a baseline becomes champion.
+def choice_sentence(evaluation: Evaluation, rival: str, *, reason: str, costs: str) -> str:
+    """Return why a system is to become champion.
 
     Args:
-        evaluation: of the baseline.
-        is_rival_good: the fine-tuned model passed its gates.
+        evaluation: of the system.
+        rival: the system that it is chosen before; `reason` says what that lacks.
         costs: what making both took, in words.
     """
     metric = evaluation.primary_metric
-    scores = evaluation.scores[metric]
-    why = (
-        f"which costs more to serve and was not better by {worth:g} (release.worth) on the validation rows"
-        if is_rival_good
-        else "which did not pass its gates"
-    )
     return (
-        f"The {title(evaluation.candidate)} becomes champion: {title(metric)} {evaluation.score.estimate:.3f}"
-        f" on the test rows, against {scores[FINETUNED].estimate:.3f} of the {title(FINETUNED)}, {why};"
-        f" {costs}."
+        f"The {title(evaluation.candidate)} is chosen: {title(metric)} {evaluation.score.estimate:.3f}"
+        f" on the test rows, against {evaluation.scores[metric][rival].estimate:.3f} of the {title(rival)},"
+        f" {reason}; {costs}."
     )

@@ -89,9 +89,12 @@ def write_card(
 
 def card_of(store: Store, case: str, champion: Champion) -> Manifest | None:
     """Return the newest `champion_model` artifact of a champion, or None where it is gone."""
-    cards = store.artifacts(case, CHAMPION_MODEL)
     return next(
-        (card for card in reversed(cards) if ChampionMetadata.of(card).checkpoint == champion.checkpoint),
+        (
+            card
+            for card in reversed(store.artifacts(case, CHAMPION_MODEL))
+            if ChampionMetadata.of(card).checkpoint == champion.checkpoint
+        ),
         None,
     )
 

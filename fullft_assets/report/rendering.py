@@ -290,8 +290,11 @@ def render(template: str, evaluation: Evaluation, **context: Any) -> str:
     """Fill a template with an evaluation (`e`); `parts.md.j2` is that of its task. HTML is escaped, a missing
     value is an error.
     """
-    source = _environment(evaluation.task).get_template(template)
-    return source.render(title=title, about_row=about_row, e=evaluation, **context)
+    return (
+        _environment(evaluation.task)
+        .get_template(template)
+        .render(title=title, about_row=about_row, e=evaluation, **context)
+    )
 
 
 @cache
@@ -442,7 +445,11 @@ def forgetting_rows(forgetting: Forgetting | None) -> list[tuple[str, str]]:
 
 
 def _listed(values: Mapping[str, Any]) -> str:
-    texts = {name: f"{value:,}" if type(value) is int else value for name, value in values.items()}
+    texts = {
+        name: f"{value:,}" if type(value) is int else value
+        for name, value in values.items()
+        if value is not None
+    }
     return ", ".join(f"{name.replace('_', ' ')} {text}" for name, text in texts.items())
 
 

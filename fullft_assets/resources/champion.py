@@ -110,8 +110,7 @@ def load_champion(
 
 
 def _settings(store: Store, snapshot: Manifest, facts: dict[str, Any]) -> UseCaseSettings:
-    part = next(iter(SnapshotMetadata.of(snapshot).parts.values()))
-    tokenization = store.load(part.chunks).settings
+    tokenization = store.load(next(iter(SnapshotMetadata.of(snapshot).parts.values())).chunks).settings
     label_settings = {"label": "label"} if TASKS.get(tokenization["task"]).has_labels else {}
     return UseCaseSettings.model_validate(
         {

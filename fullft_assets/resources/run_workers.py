@@ -186,8 +186,9 @@ def _death(instance: dg.DagsterInstance, run_id: str) -> str:
 
 
 def _is_here(run: dg.DagsterRun) -> bool:
-    server = json.loads(run.tags.get(CODE_SERVER_TAG, "{}"))
-    return run.tags.get(HOST_TAG) == socket.gethostname() and server.get("host", "localhost") in {
+    return run.tags.get(HOST_TAG) == socket.gethostname() and json.loads(
+        run.tags.get(CODE_SERVER_TAG, "{}")
+    ).get("host", "localhost") in {
         # Addresses of a code server that listens for this machine alone. One that other machines reach too
         # has this machine's name.
         "localhost",

@@ -82,7 +82,14 @@ class TrainingSettings(Settings):
             " most 16."
         ),
     )
-    learning_rate: Float = Field(default=5e-5, gt=0, lt=1, description="Peak learning rate.")
+    learning_rate: Float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description=(
+            "Peak learning rate. Default: 5e-5; 1e-4 for tasks with labels on a base model at most 512 wide."
+        ),
+    )
     warmup_share: Float = Field(
         default=0.06,
         ge=0,
@@ -159,8 +166,10 @@ class TrainingSettings(Settings):
     balance_labels: bool = Field(
         default=False, description="Weight the loss by inverse label frequency (only with one label per row)."
     )
-    checkpoint_every_steps: int = Field(
-        default=100, ge=1, description="Optimizer steps between two checkpoints."
+    checkpoint_every_steps: int | None = Field(
+        default=None,
+        ge=1,
+        description="Optimizer steps between two checkpoints. Default: as many as ten minutes take.",
     )
     keep_best: bool = Field(
         default=False,
@@ -258,6 +267,11 @@ class TrainingSettings(Settings):
     def num_epochs(self) -> float:
         """Passes over the training rows: `training.epochs`, or `EPOCHS` where it is not set."""
         return self.epochs or EPOCHS
+
+    @property
+    def peak_rate(self) -> float:
+        """`learning_rate`, or what suits any model where it is not set."""
+        return self.learning_rate or 5e-5
 
     @property
     def chosen_optimizer(self) -> Optimizer:

@@ -113,7 +113,7 @@ def collect(batches: Mapping[str, BatchRows], settings: SnapshotSettings) -> Row
     ).unify_dictionaries()
     sizes = [len(batch.rows) for batch in ordered]
     unit_hash = np.concatenate([batch.sketches("place").to_numpy() for batch in ordered])
-    tier = hashed_split(unit_hash, settings)
+    tier = hashed_split(unit_hash, settings.least_test_share, settings)
     return Rows(
         **vars(IdentityRows.of(table)),
         group=codes(pc.coalesce(table["group"].cast(pa.string()), table["text_hash"]))[0],
@@ -132,9 +132,9 @@ def collect(batches: Mapping[str, BatchRows], settings: SnapshotSettings) -> Row
     )
 
 
-def hashed_split(unit_hash: np.ndarray, settings: SnapshotSettings) -> np.ndarray:
+def hashed_split(unit_hash: np.ndarray, test_share: float, settings: SnapshotSettings) -> np.ndarray:
     """Return the number (of SPLITS) of the split that each hash gives: int64 [n]."""
-    return np.searchsorted(np.cumsum([settings.test_share, settings.validation_share]), unit_hash, "right")
+    return np.searchsorted(np.cumsum([test_share, settings.validation_share]), unit_hash, "right")
 
 
 def distinct(values: np.ndarray) -> np.ndarray:

@@ -9,6 +9,7 @@ from fullft_assets.examples.rules import snapshot_rules
 from fullft_assets.settings import ExamplesSettings, UseCaseSettings
 from fullft_assets.snapshot.batches import ARCHIVED_FILES_COUNT
 from fullft_assets.snapshot.deliveries import IDS_NAME_ONE_DOCUMENT, LATER_ROWS_ARE_NEWER
+from fullft_assets.snapshot.group_splits import MOST_TEST_SHARE
 from fullft_assets.snapshot.labels import LABELS_ARE_COMMON, LABELS_ARE_SPLIT
 from fullft_assets.snapshot.metadata import SnapshotMetadata
 from fullft_assets.snapshot.split import (
@@ -121,7 +122,8 @@ def verdict_check(metadata: SnapshotMetadata, settings: UseCaseSettings) -> Chec
     num_groups = metadata.num_test_groups
     num_needed = settings.release.min_effective_groups
     group = settings.examples.group
-    more = math.ceil((num_needed - num_groups) / settings.snapshot.test_share)
+    share = settings.snapshot.test_share or MOST_TEST_SHARE
+    more = math.ceil((num_needed - num_groups) / share)
     finer = "" if group is None else f", name a field with more values than `{group}` in examples.group"
     return CheckOutcome(
         name=VERDICT_IS_POSSIBLE.name,
@@ -134,7 +136,7 @@ def verdict_check(metadata: SnapshotMetadata, settings: UseCaseSettings) -> Chec
                 f"{num_groups:,} test groups, and a verdict needs {num_needed:g}"
                 " (release.min_effective_groups),"
                 f" so that of any training will be insufficient data: deliver about {more:,} more groups, of"
-                f" which {settings.snapshot.test_share:.0%} are tested{finer}, or lower"
+                f" which {share:.0%} are tested{finer}, or lower"
                 " release.min_effective_groups"
             )
         ),

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fullft_assets.settings import SnapshotSettings
+from fullft_assets.settings import ReleaseSettings, SnapshotSettings
 from fullft_assets.snapshot.all_rows import SPLITS, TEST, TRAIN, VALIDATION, Rows, distinct, hashed_split
 from fullft_assets.snapshot.labels import Labels
 from fullft_assets.snapshot.ledger import UNKNOWN, Ledger
@@ -23,6 +23,10 @@ from fullft_assets.store.hashing import unit_hash
 
 #: Groups that a label must have before it needs a row on a side, by the number of the split.
 _LEAST_GROUPS = {TRAIN: 1, TEST: 2, VALIDATION: 3}
+#: Share of few groups that is tested at most.
+MOST_TEST_SHARE = 0.3
+#: Times the rows and groups that are needed, since copies and what a model knows are left out later.
+_ROOM = 1.2
 
 
 @dataclass
@@ -46,8 +50,8 @@ class GroupSplits:
         """Return the splits by hash and ledger, before any label is looked at."""
         hashes = np.empty(int(rows.group.max(initial=-1)) + 1)
         hashes[rows.group] = rows.unit_hash
-        hash_split = hashed_split(hashes, settings)
         ledger_split = ledger.look_up(hashes)
+        hash_split = hashed_split(hashes, _test_share(rows, hashes, ledger_split, settings), settings)
         # Where the shares shrink, what is held out stays held out. Where they grow, a validation group may
         # go on to the test.
         split = np.where(ledger_split == TRAIN, TRAIN, np.minimum(ledger_split, hash_split))
@@ -183,3 +187,27 @@ def _draw(rows: Rows, positions: np.ndarray, seed: int, purpose: str) -> np.ndar
         ),
         np.float64,
     )
+
+
+def _test_share(
+    rows: Rows, hashes: np.ndarray, ledger_split: np.ndarray, settings: SnapshotSettings
+) -> float:
+    """Return the share of the groups to test: where the YAML gives none, of few groups more, if that makes a
+    verdict possible and leaves enough rows to train.
+
+    Args:
+        hashes: float64 [g], of the groups.
+        ledger_split: int64 [g], as in `GroupSplits`: the groups that it tests count.
+    """
+    least = settings.least_test_share
+    num_rows = np.bincount(rows.group[rows.kept], minlength=len(hashes))
+    of_groups = np.sort(hashes[num_rows > 0])
+    num_needed = ReleaseSettings().min_effective_groups
+    most_tested = int(MOST_TEST_SHARE * len(of_groups))
+    num_tested = ((ledger_split == TEST) & (num_rows > 0)).sum()
+    if settings.test_share is not None or most_tested < num_needed or num_tested >= num_needed:
+        return least
+    share = max(least, float(of_groups[min(most_tested, int(_ROOM * num_needed))]))
+    is_left = (hashes >= share + settings.validation_share) & np.isin(ledger_split, (UNKNOWN, TRAIN))
+    num_left = num_rows[is_left].sum()
+    return share if num_left >= _ROOM * settings.min_train_rows else least

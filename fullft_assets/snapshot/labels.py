@@ -81,8 +81,8 @@ def shown_split(split: np.ndarray, settings: SnapshotSettings, seed: int) -> str
     counts = np.bincount(split, minlength=len(SPLITS)).tolist()
     rows = ", ".join(f"{counts[split]:,} {SPLITS[split]}" for split in (TRAIN, VALIDATION, TEST))
     return (
-        f"{rows}; test_share {settings.test_share:g}, validation_share {settings.validation_share:g}, seed"
-        f" {seed}"
+        f"{rows}; test_share {settings.least_test_share:g}, validation_share"
+        f" {settings.validation_share:g}, seed {seed}"
     )
 
 
@@ -245,7 +245,7 @@ class SetAside:
             f" ({settings.min_rows_per_label}) rows, and {len(self.reasons) - num_rare:,} no row that may"
             f" train ({shown_split(rows.split[rows.kept], settings, seed)}); the task needs at least"
             f" {at_least}: deliver more rows of them, check that examples.label names the right field, or"
-            " lower snapshot.min_rows_per_label or snapshot.test_share"
+            " set a lower snapshot.min_rows_per_label or snapshot.test_share"
         )
 
     def metadata(self, labels: Labels) -> dict[str, Any]:

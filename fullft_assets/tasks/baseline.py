@@ -147,8 +147,10 @@ class Baseline(ABC):
         """
         folder.mkdir(parents=True, exist_ok=True)
         self.save(folder)
-        about = {"baseline": self.name, "labels": list(context.labels)}
-        (folder / BASELINE_FILE).write_text(json.dumps(about, ensure_ascii=False), encoding="utf-8")
+        (folder / BASELINE_FILE).write_text(
+            json.dumps({"baseline": self.name, "labels": list(context.labels)}, ensure_ascii=False),
+            encoding="utf-8",
+        )
 
 
 @dataclass(frozen=True)

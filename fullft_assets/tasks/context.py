@@ -231,9 +231,8 @@ def store_baseline(
     def write(draft: Draft) -> Outcome:
         progress.say(f"storing {name} ...")
         rows = load_split(store, snapshot, "validation")
-        general_text = general.load(store, snapshot)
         context = fitted_context(
-            job, store, snapshot, baselines_metadata.labels, rows, progress, general_text
+            job, store, snapshot, baselines_metadata.labels, rows, progress, general.load(store, snapshot)
         )
         baseline = BASELINES.get(name).load(source, context)
         general_scores = baseline.general_scores()
@@ -512,9 +511,15 @@ class EvaluationContext:
             for name in BaselinesMetadata.of(artifact).scores
             if name in BASELINES and name not in self.outputs
         ]
-        snapshot = self.inputs[TRAINING_SNAPSHOT]
         context = replace(
-            fitted_context(self.job, self.store, snapshot, self.baseline_labels, test, self.progress),
+            fitted_context(
+                self.job,
+                self.store,
+                self.inputs[TRAINING_SNAPSHOT],
+                self.baseline_labels,
+                test,
+                self.progress,
+            ),
             shares_models=self.shares_models,
         )
         return load_all(names, self.store.folder(artifact), context)

@@ -152,7 +152,7 @@ def lora_settings(settings: UseCaseSettings) -> TrainingSettings:
     training = settings.training
     return training.model_copy(
         update={
-            "learning_rate": min(_TIMES_THE_RATE * training.learning_rate, 0.5),
+            "learning_rate": min(_TIMES_THE_RATE * training.peak_rate, 0.5),
             "optimizer": "adamw",
             "freeze_layers": 0,
             "l2_sp": 0.0,

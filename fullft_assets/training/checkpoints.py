@@ -178,7 +178,7 @@ def complete(
 
     Args:
         written_files: what is known of its files, which need not be on this host.
-        is_planned: False if a request to stop caused it: whether it exists then depends on the moment.
+        is_planned: False if a request to stop or the clock caused it: it depends on the moment.
     """
     (aside / ORIGIN).write_text(
         json.dumps({"num_incidents": num_incidents, "is_planned": is_planned, VERSIONS: library_versions()})
@@ -277,7 +277,7 @@ class Checkpoint:
     Attributes:
         name: of its folder, below the work folder or in the store.
         num_incidents: of the run before it was written.
-        is_planned: False if a request to stop caused it.
+        is_planned: False if a request to stop or the clock caused it.
     """
 
     name: str

@@ -10,6 +10,7 @@ where it was.
 
 import math
 import shutil
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -79,6 +80,11 @@ UNFINISHED = "unfinished"
 #: gradients zero, and the loss scaler of fp16, which skips such steps, has halved its scale to nothing by
 #: then.
 _MOST_UNMOVED_STEPS = 20
+#: What a killed training loses at most where the YAML does not count steps.
+_SECONDS_TO_SAVE = 600.0
+#: Peak learning rate of an encoder at most 512 wide, which gained more than 5e-5 on public sets
+#: (`benchmarks/results/recipes-2026-12.md`); wider ones were not measured.
+_RATE_OF_SMALL = 1e-4
 
 # Silences the report on the classifier head, which is new by design, and progress bars, which a log cannot
 # show.
@@ -160,12 +166,19 @@ class TrainingSegment:
         self.first_step = step_of(self.checkpoint) if self.checkpoint else 0
         self.saver = Saver(run.history, run.stored)
         self.stopped = False
+        self._saved_at = time.monotonic()
         self._num_unmoved_steps = 0
         self._unread_steps: deque[training_loop.Step] = deque()
         set_seed(run.seed)
         self.model = sharding.load(
             run.recipe.load, self.settings, is_shared=(self.settings.sharding != "none")
         )
+        if self.settings.learning_rate is None:
+            width = getattr(self.model.config.get_text_config(), "hidden_size", math.inf)
+            is_small = run.recipe.has_new_head and width <= 512
+            self.settings = self.settings.model_copy(
+                update={"learning_rate": (_RATE_OF_SMALL if is_small else self.settings.peak_rate)}
+            )
         # Passes of training have no use for one; and what is exported must not depend on a kill.
         self.model.config.use_cache = False
         if self.checkpoint is None and run.recipe.has_new_head:
@@ -347,10 +360,17 @@ class TrainingSegment:
         """
         number = step.number
         is_last = number in (self.num_steps, self.history.end_step)
-        is_planned = is_last or number % self.settings.checkpoint_every_steps == 0
+        every_steps = self.settings.checkpoint_every_steps
+        is_planned = is_last or (every_steps is not None and number % every_steps == 0)
+        # Processes measure different times, and which step it is depends on the machine.
+        is_due = (
+            every_steps is None
+            and self.shared.resumable
+            and ranks.any_rank(time.monotonic() - self._saved_at >= _SECONDS_TO_SAVE)
+        )
         is_scored = number in self.evaluate_at
         self._unread_steps.append(step)
-        self._read_steps(0 if is_planned or is_scored else training_loop.most_unread_steps())
+        self._read_steps(0 if is_planned or is_due or is_scored else training_loop.most_unread_steps())
         if is_scored and self._validate(number):
             is_planned = True
         if number == self.history.end_step:
@@ -360,7 +380,7 @@ class TrainingSegment:
         elif self.stopped or (not is_last and ranks.any_rank(self.shared.progress.stop_requested)):
             self.stopped = True
             self._read_steps(0)
-        if self.shared.resumable and (is_planned or self.stopped):
+        if self.shared.resumable and (is_planned or is_due or self.stopped):
             self._save(loop, is_planned=is_planned)
         return is_last or self.stopped
 
@@ -413,6 +433,7 @@ class TrainingSegment:
         # A part is a copy of its own: it is written while training goes on.
         if not inference.is_sharded(self.model):
             self.saver.finish()
+        self._saved_at = time.monotonic()
         self.recorder.meter.start()
 
     def _finish(self) -> Fit:
@@ -445,7 +466,7 @@ class TrainingSegment:
             history=self.recorder.log.lines,
             incidents=self.history.incidents,
             micro_batch_size=self.settings.rows_a_pass(),
-            about=self.prepared.about,
+            about=self.prepared.about | {"learning_rate": self.settings.learning_rate},
             scores={
                 name: value for name, value in scores.items() if name.startswith(("validation_", "general_"))
             },

@@ -177,8 +177,10 @@ class NonFinite:
         if _is_finite(metrics):
             return None
         of_step = f"loss {metrics.loss}, gradient norm {metrics.grad_norm}"
-        of_validation = "the model's outputs on the validation rows are not finite"
-        return Symptom(metrics.step, of_validation if metrics.loss is None else of_step)
+        return Symptom(
+            metrics.step,
+            "the model's outputs on the validation rows are not finite" if metrics.loss is None else of_step,
+        )
 
 
 class Streak:

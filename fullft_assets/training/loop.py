@@ -105,7 +105,7 @@ def groups_of_weights(model: PreTrainedModel, settings: TrainingSettings) -> lis
     )
     betas = {} if settings.betas is None else {"betas": settings.betas}
     groups: list[dict[str, Any]] = [
-        {"params": [], "lr": settings.learning_rate, "weight_decay": decay, **betas}
+        {"params": [], "lr": settings.peak_rate, "weight_decay": decay, **betas}
         for decay in (settings.weight_decay, 0.0)
     ]
     for name, weight in model.named_parameters():
@@ -125,9 +125,12 @@ def share_of_rate(
         # A decay that is steep at first (Haegele et al. 2024, arXiv:2405.18392).
         "warmup_stable_decay": {"num_decay_steps": round(_DECAY_SHARE * num_steps), "decay_type": "1-sqrt"},
     }
-    warmup = round(settings.warmup_share * num_steps)
     schedule: Any = get_scheduler(
-        settings.scheduler, optimizer, warmup, num_steps, options.get(settings.scheduler)
+        settings.scheduler,
+        optimizer,
+        round(settings.warmup_share * num_steps),
+        num_steps,
+        options.get(settings.scheduler),
     )
     return schedule.lr_lambdas[0]
 
@@ -377,7 +380,7 @@ class Loop:
 
     def _take_step(self, passes: Sequence[tuple[Batch, bool]]) -> Step:
         """Take a step over passes; of each, whether it counts."""
-        rate = self._settings.learning_rate * self._share_of_rate(self._num_scheduled)
+        rate = self._settings.peak_rate * self._share_of_rate(self._num_scheduled)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.model.train()

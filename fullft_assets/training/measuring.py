@@ -202,8 +202,13 @@ def with_fitting_passes(
         return settings
     changes: dict[str, Any] = {"micro_batch_size": settings.rows_a_pass(processes)}
     if of_accelerator("mem_get_info") is not None and not settings.steps_in_backward:
-        free = min(ranks.of_all(_free_memory_bytes()))
-        limit = min(free, math.inf if max_memory_gib is None else max_memory_gib * GIB) / _MEMORY_MARGIN
+        limit = (
+            min(
+                min(ranks.of_all(_free_memory_bytes())),
+                math.inf if max_memory_gib is None else max_memory_gib * GIB,
+            )
+            / _MEMORY_MARGIN
+        )
         # Not counted: what is there stays, and memory that runs out makes passes smaller.
         with suppress(CannotCount):
             if is_first_rank():
@@ -219,8 +224,14 @@ def _fitting_passes(
 ) -> dict[str, Any]:
     def peak(setup: TrainingSettings) -> int:
         target = Target(name="this machine", gpu="GPU")
-        hosts = max(1, processes // num_local_ranks())
-        return peak_bytes(target, setup, processes, outline.memory, precision.of(settings), hosts)
+        return peak_bytes(
+            target,
+            setup,
+            processes,
+            outline.memory,
+            precision.of(settings),
+            max(1, processes // num_local_ranks()),
+        )
 
     smaller = passes(settings, processes, is_gpu=True)
     return next((one for one in smaller if peak(settings.model_copy(update=one)) <= limit), smaller[-1])

@@ -291,10 +291,9 @@ class StepRecorder:
         """
         # In fp16 the loss scaler tries a scale, skips the step that overflows, and lowers the scale: this is
         # not a divergence.
-        is_overflow = is_fp16 and not math.isfinite(step["grad_norm"])
         line = {
             **step,
-            "grad_norm": None if is_overflow else step["grad_norm"],
+            "grad_norm": None if (is_fp16 and not math.isfinite(step["grad_norm"])) else step["grad_norm"],
             **self.meter.step_done(step["step"]),
             "memory_gib": round(peak_memory_bytes() / 2**30, 3),
             "seconds": round(self.seconds, 3),

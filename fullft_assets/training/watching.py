@@ -184,8 +184,7 @@ class GuardActions:
     def _act(self, finding: GuardFinding) -> None:
         num_roll_backs = self._history.num_roll_backs if finding.action == "roll_back" else MAX_ROLL_BACKS
         # What is wrong at the first step was wrong in the loaded weights: a lower rate does not fix them.
-        is_in_loaded_weights = finding.rule == "non_finite" and finding.step == 1
-        if num_roll_backs < MAX_ROLL_BACKS and not is_in_loaded_weights:
+        if num_roll_backs < MAX_ROLL_BACKS and not (finding.rule == "non_finite" and finding.step == 1):
             self._roll_back(finding)
         if finding.rule == "overfitting":
             self.end_early(finding)
@@ -204,7 +203,7 @@ class GuardActions:
             checkpoints += complete_checkpoints(self._recorder.log.path.parent, self._history)
             checkpoints += [] if self._stored is None else self._stored.complete(self._history)
         to_step = ranks.from_first(last_good(checkpoints, finding.since))
-        rate = self._settings.learning_rate * RATE_FACTOR
+        rate = self._settings.peak_rate * RATE_FACTOR
         self._history.add(self._incident("roll_back", finding, to_step, learning_rate=rate))
         start = f"step {to_step:,}" if to_step else "the base model"
         self._say(

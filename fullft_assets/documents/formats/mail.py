@@ -93,8 +93,12 @@ def _record(file: Delivered, reading: Reading, data: bytes) -> Record:
     if reading.documents.mail.quoted == "drop":
         body = without_quoted(body)
     body = body.strip()
-    text = "\n\n".join(filter(None, (headers["subject"], body)))
-    return {**file.document(text), **headers, "num_attachments": attachments, "body": body}
+    return {
+        **file.document("\n\n".join(filter(None, (headers["subject"], body)))),
+        **headers,
+        "num_attachments": attachments,
+        "body": body,
+    }
 
 
 _ABOUT = {"subject": "Subject", "from": "From", "to": "To", "date": "Date", "message_id": "Message-ID"}

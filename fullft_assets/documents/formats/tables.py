@@ -137,8 +137,11 @@ def _delimiter(lines: Sequence[str], usual: str, quoting: str) -> str:
     """
     header = lines[0] if lines else ""
     outside = header if quoting == "none" else re.sub(r'"(?:[^"]|"")*"', "", header)
-    candidates = [mark for mark in (usual, *",;\t|") if mark in outside]
-    return max(candidates, key=lambda mark: _share_that_fits(lines, mark), default=usual)
+    return max(
+        [mark for mark in (usual, *",;\t|") if mark in outside],
+        key=lambda mark: _share_that_fits(lines, mark),
+        default=usual,
+    )
 
 
 def _share_that_fits(lines: Sequence[str], delimiter: str) -> float:

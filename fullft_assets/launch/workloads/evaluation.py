@@ -117,8 +117,8 @@ def _judge(context: EvaluationContext, test: Split) -> Judged:
 
 
 def _choose(finetuned: Judged, test: Split, num_left_out: int) -> tuple[str, Manifest | None]:
-    """Return why a baseline becomes champion, and the report on it; nothing where none does. All processes
-    that share the models must call this; the first one's answer counts.
+    """Return which of several systems is chosen and why, and where it is a baseline the report on it. All
+    processes that share the models must call this; the first one's answer counts.
 
     The systems are confirmed on the test rows one after the other, in the order of their validation scores:
     the next one only where the one before did not fail against the champion, so that a system which is not
@@ -166,24 +166,35 @@ def _choose(finetuned: Judged, test: Split, num_left_out: int) -> tuple[str, Man
         # The validation rows were too few to show that another one is better.
         is_refuted = any(gains[rival].high < -settings.release.worth for rival in rivals if rival in gains)
         if judgement.decision.promote and (judgement is finetuned or not is_refuted):
-            return (
-                _choice(judgement, finetuned, num_left_out)
-                if judgement is not finetuned and is_first_rank()
-                else NOTHING
-            )
+            return _choice(judgement, finetuned, systems, num_left_out) if is_first_rank() else NOTHING
     return NOTHING
 
 
-def _choice(judgement: Judged, finetuned: Judged, num_left_out: int) -> tuple[str, Manifest | None]:
+def _choice(
+    judgement: Judged, finetuned: Judged, systems: list[str], num_left_out: int
+) -> tuple[str, Manifest | None]:
     context = judgement.context
     costs = finetuned.costs
+    rival = FINETUNED
+    reason = "which did not pass its gates"
+    if judgement is finetuned:
+        if len(systems) == 1:
+            return NOTHING
+        is_first = systems[0] == FINETUNED
+        rival = systems[int(is_first)]
+        reason = f"the {'next' if is_first else 'first'} choice by the validation rows"
+    elif finetuned.decision.promote:
+        worth = f"{context.job.settings.release.worth:g} (release.worth)"
+        reason = f"which costs more to serve and was not better by {worth} on the validation rows"
     sentence = choice_sentence(
         judgement.evaluation,
-        is_rival_good=finetuned.decision.promote,
-        worth=context.job.settings.release.worth,
-        costs=f"making it took {costs[judgement.evaluation.candidate].all}, and that {costs[FINETUNED].all}",
+        rival,
+        reason=reason,
+        costs=f"making it took {costs[judgement.evaluation.candidate].all}, and that {costs[rival].all}",
     )
     context.progress.say(sentence)
+    if judgement is finetuned:
+        return sentence, None
     key = digest([context.job.key, judgement.evaluation.candidate])
     manifest = context.store.find(context.job.case, context.job.stage, key)
     return sentence, manifest or _write(judgement, key, num_left_out, sentence)

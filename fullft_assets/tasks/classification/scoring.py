@@ -160,9 +160,8 @@ def _rows(
         if name not in labels_alone:
             columns[column_of(name, "probability")] = system_probabilities.max(axis=1).astype(np.float32)
     # Likely label errors rest on all of the candidate's.
-    candidate_probabilities = np.ascontiguousarray(probabilities[candidate])
     columns["probabilities"] = pa.FixedSizeListArray.from_arrays(
-        pa.array(candidate_probabilities.ravel()), len(labels)
+        pa.array(np.ascontiguousarray(probabilities[candidate]).ravel()), len(labels)
     )
     return pa.table(columns)
 
@@ -195,9 +194,13 @@ def evaluate_decisions(context: EvaluationContext, test: Split) -> EvaluationRes
     names = context.labels
     systems = _decide_all(context, test, names)
     decisions = {name: label_decisions.labels for name, label_decisions in systems.items()}
-    thresholds = systems[context.candidate].thresholds
     evaluation = assessment.assess_decisions(
-        test.labels, decisions, test.groups, names, thresholds, context.comparison(test)
+        test.labels,
+        decisions,
+        test.groups,
+        names,
+        systems[context.candidate].thresholds,
+        context.comparison(test),
     )
     headline = {
         **evaluation.headline,
@@ -220,8 +223,9 @@ def _decide_all(context: EvaluationContext, test: Split, names: list[str]) -> di
 
     def by_checkpoint(name: str) -> LabelDecisions:
         model = context.open(name)
-        probabilities = _predicted(context, model, test.texts)
-        return LabelDecisions(probabilities, read_thresholds(model)).in_order(model_labels(model), names)
+        return LabelDecisions(_predicted(context, model, test.texts), read_thresholds(model)).in_order(
+            model_labels(model), names
+        )
 
     def by_baseline(name: str, baseline: Baseline) -> LabelDecisions:
         thresholds = np.load(folder_of_baselines / thresholds_file(name))["thresholds"]

@@ -161,7 +161,7 @@ class NextTokenRecipe(Recipe):
         validation = self.validation
         if not len(pieces):
             raise DataError(
-                "the snapshot has no training row; deliver documents, or lower snapshot.test_share and"
+                "the snapshot has no training row; deliver documents, or set a lower snapshot.test_share and"
                 " validation_share"
             )
         marks = [mark for document in validation.marks or [] for chunk in document for mark in chunk[1:]]

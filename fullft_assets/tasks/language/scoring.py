@@ -309,8 +309,12 @@ class _Scorer:
         )
         progress = self._context.listener
         scores = score_documents(model, documents.chunks, documents.marks, progress=progress)
-        writer = Writer(model, tokenization, self._max_new_tokens)
-        return SystemOutput(scores, writer.write_all([prompt.beginning for prompt in prompts], progress))
+        return SystemOutput(
+            scores,
+            Writer(model, tokenization, self._max_new_tokens).write_all(
+                [prompt.beginning for prompt in prompts], progress
+            ),
+        )
 
     def score_answers(self, texts: Mapping[str, list[str]]) -> assessment.AnswerScores | None:
         if self._messages is None or not self.prompts:

@@ -457,14 +457,13 @@ class TokenClassificationRecipe(Encoder):
         train = self.train if most_rows is None else self.train.select(range(min(len(self.train), most_rows)))
         validation = self.validation.select(range(min(len(self.validation), MOST_HEAD_ROWS)))
         states, tags = self._states_of_tokens(model, train, listener)
-        of_validation = self._states_of_tokens(model, validation, listener)
         return self._fit_once(
             partial(
                 fit_on_states,
                 states,
                 tags,
                 len(tag_names(self.labels)),
-                of_validation,
+                self._states_of_tokens(model, validation, listener),
                 intercept=has_intercept(model),
             ),
             model,
