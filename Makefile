@@ -114,8 +114,10 @@ test-all: install ## What CI runs
 		echo "make $$target: $$(($$(date +%s) - began)) s"; \
 	done
 
+OF_CHECKPOINTS = they_write_their_parts_while_training_goes_on as_many_go_on_with_equal_bits_and_more_take_the_same_steps
 test-engine: install ## What the training engine does, counted without a GPU: families, waits, graphs, memory of a rank
-	@OMP_NUM_THREADS=1 $(PYTEST) $(TWO_AT_A_TIME) tests/test_benchmarks_engine.py
+	@OMP_NUM_THREADS=1 $(PYTEST) $(TWO_AT_A_TIME) tests/test_benchmarks_engine.py $(addprefix tests/test_distributed.py::test_,$(OF_CHECKPOINTS))
+	@$(BIN)/python -m benchmarks.engine loss flops
 
 test-long: install ## Sweeps of many seeds, sizes and recipes, which CI has no time for, and `make test-ranges`
 	@OMP_NUM_THREADS=1 $(PYTEST) -m long --timeout 0 $(TWO_AT_A_TIME) $(LONG)

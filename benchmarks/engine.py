@@ -7,7 +7,7 @@
 | loss | bytes that the loss of a language model moves, at the vocabularies of today |
 | flops | work of a step against 6 N D, with and without recomputed activations |
 | graphs | graph breaks and compilations of a compiled model whose rows vary in length |
-| ranks | what a process holds after loading and at the peak of a step, sharded by FSDP2, at 1B to 70B |
+| ranks | what a process holds after loading and at the peak of a step, sharded by FSDP2, at 1B to 70B and of a mixture |
 
 `ranks` and the last two rows of `flops` take real sizes: their tensors have shapes and no values.
 """
@@ -398,6 +398,14 @@ _QWEN: dict[str, Any] = {
     "max_position_embeddings": 40_960,
     "rope_theta": 1_000_000.0,
 }
+_MIXTURE: dict[str, Any] = {
+    **_QWEN,
+    "architectures": ["Qwen3MoeForCausalLM"],
+    "model_type": "qwen3_moe",
+    "moe_intermediate_size": 768,
+    "num_experts": 128,
+    "num_experts_per_tok": 8,
+}
 
 
 def _sized(
@@ -417,6 +425,7 @@ MODELS = {
     "Llama-3.1-8B": _sized(_LLAMA, 4_096, 14_336, 32, 32),
     "Qwen3-32B": _sized(_QWEN, 5_120, 25_600, 64, 64),
     "Llama-3.3-70B": _sized(_LLAMA, 8_192, 28_672, 80, 64),
+    "Qwen3-30B-A3B": _sized(_MIXTURE, 2_048, 6_144, 48, 32, num_key_value_heads=4),
 }
 
 
@@ -624,7 +633,7 @@ def ranks() -> Iterator[list[Any]]:
     for name in MODELS:
         rungs: list[tuple[str, Weights]] = [("adamw", "fp32"), ("adamw", "bf16"), ("adafactor", "bf16")]
         for optimizer, weights in rungs:
-            for processes in (8, 16):
+            for processes in (1, 8, 16):
                 whole = rank(name, processes, weights)
                 moments = 2 * whole.placed if optimizer == "adamw" else 0
                 sizes = [whole.weights, whole.loaded, whole.placed, whole.peak, whole.peak + moments]

@@ -521,6 +521,7 @@ class TestSensor:
                 ["gate_closed/feed_broken/w0", "gate_closed/feed_broken/w4"],
             ),
             (("confirmed", "alarm", "confirmed", "ok", "confirmed"), ["drift/w0", "drift/w4"]),
+            (("warming_up", "warming_up", "ok"), ["drift/novel/"]),
         ],
     )
     def test_a_window_is_sent_once_until_one_is_good(
@@ -534,7 +535,13 @@ class TestSensor:
         for number, status in enumerate(statuses):
             partition = f"w{number}"
             self.artifact(
-                graph, instance, "drift_report", partition, key=partition, metadata=manifests.drift(status)
+                graph,
+                instance,
+                "drift_report",
+                partition,
+                key=partition,
+                metadata=manifests.drift(status),
+                failed_check="window_matches_reference" if status != "ok" else "",
             )
             self.run(graph, instance, "monitor", **{"dagster/partition": partition})
             self.tick(graph, instance)

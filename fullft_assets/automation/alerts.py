@@ -225,6 +225,10 @@ def of_run(
             )
             first = _first_window(graph, store, window.created_at, "confirmed", ("ok", "warming_up"))
             yield alert("drift", f"window {partition} drifted", action, first or partition)
+        if window is not None and status == "warming_up" and not all(check.passed for check in window.checks):
+            title = f"window {partition} has texts unlike all held-out rows"
+            action = "read some of them (far.jsonl); such windows become the reference"
+            yield alert("drift", title, action, f"novel/{DriftMetadata.of(window).scale}")
         if window is not None and status == "feed_broken":
             ends = (*VERDICTS, "warming_up")
             first = _first_window(graph, store, window.created_at, "feed_broken", ends) or partition

@@ -255,8 +255,7 @@ class LinearCrossEntropy(torch.autograd.Function):
                 )
                 total += loss
                 if grad_bias is not None:
-                    grad_bias += slope.sum(0)
-                slope = slope.to(dtype)
+                    grad_bias += slope.sum(0, dtype=torch.float32)
                 if grad_hidden is not None:
                     grad_hidden[part] = slope @ matrix
                 if grad_weight is not None:
@@ -289,7 +288,7 @@ def _tokens_of_part(weight: torch.Tensor) -> int:
 
 
 def _cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the summed cross-entropy and its gradient by the logits, both in fp32.
+    """Return the summed cross-entropy in fp32, and its gradient by the logits, rounded to their format.
 
     Args:
         logits: [tokens, vocabulary].
@@ -298,10 +297,9 @@ def _cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.T
     answers = targets[:, None]
     scores = torch.log_softmax(logits, -1, dtype=torch.float32)
     losses = scores.gather(1, answers)
-    # In place: a second table of that size would double the memory.
-    slope = scores.exp_()
-    slope.scatter_add_(1, answers, torch.full_like(answers, -1, dtype=torch.float32))
-    return -losses.sum(), slope
+    # A second table of that size in fp32 would double the memory, and take as long to read.
+    slope = torch.exp(scores, out=scores if logits.dtype == scores.dtype else torch.empty_like(logits))
+    return -losses.sum(), slope.scatter_(1, answers, (losses.exp() - 1).to(slope.dtype))
 
 
 #: Fills rows up after their last token, which no trained token attends to.
