@@ -57,6 +57,7 @@ def test_a_rank_of_eight_holds_an_eighth(name: str, weights: Weights, most: floa
     ("name", "optimizer", "weights", "moments"),
     [
         ("Llama-3.1-8B", "adamw", "fp32", 2),
+        ("Qwen3-30B-A3B", "adamw", "fp32", 2),
         ("Llama-3.3-70B", "adamw", "fp32", 2),
         ("Llama-3.3-70B", "adafactor", "bf16", 0),
     ],

@@ -108,7 +108,7 @@ class TestTraining:
         )
         assert [each["checkpoint"] for each in third.metadata["lineage"]] == [champion.ref, second.ref]
         rows = lineage.rows(third)
-        assert [name for name, _ in rows] == ["Trained from", "Learning rate", "Training 1", "Training 2"]
+        assert [name for name, _ in rows] == ["Trained from", "Training 1", "Training 2", "Learning rate"]
         assert rows[1][1] == f"{champion.ref} on {encoder.snapshot.ref}"
         assert lineage.snapshots_learned_from(third) == [encoder.snapshot.ref]
 

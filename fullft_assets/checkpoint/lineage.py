@@ -41,11 +41,14 @@ def rows(checkpoint: Manifest) -> list[tuple[str, str]]:
     if "isolation" in metadata.facts:
         documents = "several documents" if metadata.facts["is_packed"] else "one document"
         facts.append(("Rows", f"{documents} each: {metadata.facts['isolation']}"))
-    if "learning_rate" in metadata.facts:
-        facts.append(("Learning rate", f"{metadata.facts['learning_rate']:g}"))
     return [
         *facts,
         *((f"Training {number}", _training(past)) for number, past in enumerate(metadata.lineage, start=1)),
+        *(
+            (name.replace("_", " ").capitalize(), f"{value:g}")
+            for name, value in metadata.facts.items()
+            if name == "learning_rate"
+        ),
     ]
 
 
