@@ -93,8 +93,9 @@ class Progress:
         now = time.monotonic()
         print(f"[{now - self._started:7.1f} s] {message}", flush=True)
         # Every line of the first 10 minutes, then ever fewer: about 350 in a day.
-        pause = max(STEP_SECONDS, (now - self._started) / 60)
-        if self._report is not None and (always or now - self._reported_at[kind] >= pause):
+        if self._report is not None and (
+            always or now - self._reported_at[kind] >= max(STEP_SECONDS, (now - self._started) / 60)
+        ):
             self._report(message)
             self._reported_at[kind] = now
 

@@ -120,7 +120,11 @@ def test_demo(checkout: Path, tmp_path: Path):
     found = json.loads((report.parent / "evaluation.json").read_text())
     gain = found["justification"]["gain"]
     # The verdict must follow from the metrics, whatever they are.
-    assert "Promoted" in first and ("fine-tuned model is chosen" in first) == (gain["low"] > 0)
+    assert (
+        "Promoted" in first
+        and "is chosen" in first
+        and ("fine-tuned model is chosen" in first) == (gain["low"] > 0)
+    )
     assert (
         found["scores"]["macro_f1"]["finetuned"]["estimate"]
         > found["scores"]["macro_f1"]["majority"]["estimate"] + 0.3

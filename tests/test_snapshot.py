@@ -392,9 +392,9 @@ def test_too_few_test_groups_for_any_verdict_are_counted() -> None:
     )
     check = verdict_check(snapshot_metadata(num_test_groups=7), asked)
     assert (check.passed, check.severity, check.metadata) == (False, "warn", {"num_test_groups": 7})
-    # 23 more test groups: of 100 groups 0.3 are held out.
+    # 23 more test groups, of which one in 0.15 is held out.
     assert (
-        re.match("7 test groups, .* 30 .* 77 more .* 30% ", check.description)
+        re.match("7 test groups, .* 30 .* 154 more .*of 100 in all 30%", check.description)
         and "`who` in examples.group" in check.description
     )
     assert verdict_check(snapshot_metadata(num_test_groups=30), asked).passed

@@ -120,8 +120,9 @@ def _build_chunks(graph: CaseGraph) -> list[dg.AssetsDefinition]:
     def tokenizer_audit(context: dg.AssetExecutionContext, labeled_examples: dict[str, Manifest]):
         with graph.open_store(context) as store:
             manifest = chunks.audit_tokenizer(store, graph.use_case, labeled_examples)
+        folder = store.folder(manifest)
         ui_metadata = {
-            name: dg.MetadataValue.path(str(store.folder(manifest) / file))
+            name: dg.MetadataValue.path(str(folder / file))
             for name, file in (("terms", "terms.json"), ("proposal", "proposal.yaml"))
         }
         return graph.result(manifest, TOKENIZER_AUDIT, store, ui_metadata)

@@ -295,8 +295,9 @@ class KubernetesLauncher(Launcher):
                 kubernetes.config.load_incluster_config(configuration)
             else:
                 # The library reads the environment as it is imported.
-                files = os.environ.get("KUBECONFIG")
-                kubernetes.config.load_kube_config(files, self.settings.context, configuration)
+                kubernetes.config.load_kube_config(
+                    os.environ.get("KUBECONFIG"), self.settings.context, configuration
+                )
         except kubernetes.config.ConfigException as error:
             raise WorkloadError(
                 f"no Kubernetes cluster: {' '.join(str(error).split())}; set KUBECONFIG and launcher.context",

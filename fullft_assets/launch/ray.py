@@ -122,10 +122,11 @@ def status_of(job: dict[str, Any]) -> Status:
     line = _line(message)
     if job["status"] != "FAILED":
         by_somebody = Status("failed", "was stopped in Ray by somebody; run the same command again to resume")
-        waits = Status("pending", line)
-        return {"PENDING": waits, "STOPPED": by_somebody, "SUCCEEDED": Status("succeeded")}.get(
-            job["status"], Status("running")
-        )
+        return {
+            "PENDING": Status("pending", line),
+            "STOPPED": by_somebody,
+            "SUCCEEDED": Status("succeeded"),
+        }.get(job["status"], Status("running"))
     if job["error_type"] == "JOB_ENTRYPOINT_COMMAND_ERROR":
         if (status := last_words(message.splitlines())) is not None:
             return status

@@ -79,10 +79,13 @@ def _isolated(root: Path, parameters: dict[str, str]) -> Iterator[dict[str, str]
     artifacts = root / "input/data" / STORE_CHANNEL
     checkpoints = root / Path(CHECKPOINTS).relative_to("/opt/ml")
     checkpoints.mkdir(exist_ok=True)
-    files = [path for path in artifacts.rglob("*") if path.is_file()]
     links = {
         store / "work": checkpoints,
-        **{store / case / path.relative_to(artifacts): path for path in files},
+        **{
+            store / case / path.relative_to(artifacts): path
+            for path in artifacts.rglob("*")
+            if path.is_file()
+        },
     }
     for link, target in links.items():
         link.parent.mkdir(parents=True, exist_ok=True)

@@ -59,12 +59,15 @@ class SshLauncher(Launcher):
         return f"{user}{self.settings.host}{port}"
 
     def submit(self, spec: LaunchSpec) -> None:
-        root = {} if self.settings.folder is None else {PROJECT_ROOT: "."}  # where the shell there has gone
         self._ask(
             "start",
             name=spec.name,
             arguments=spec.arguments,
-            environment={**self.settings.environment, **root, **spec.environment},
+            environment={
+                **self.settings.environment,
+                **({} if self.settings.folder is None else {PROJECT_ROOT: "."}),
+                **spec.environment,
+            },
             grace_seconds=self.settings.grace_seconds,
             max_seconds=self.settings.max_seconds,
         )

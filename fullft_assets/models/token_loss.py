@@ -291,14 +291,14 @@ def _cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.T
     """Return the summed cross-entropy in fp32, and its gradient by the logits, rounded to their format.
 
     Args:
-        logits: [tokens, vocabulary].
+        logits: [tokens, vocabulary]; they become the gradient.
         targets: [tokens] token ids.
     """
     answers = targets[:, None]
     scores = torch.log_softmax(logits, -1, dtype=torch.float32)
     losses = scores.gather(1, answers)
-    # A second table of that size in fp32 would double the memory, and take as long to read.
-    slope = torch.exp(scores, out=scores if logits.dtype == scores.dtype else torch.empty_like(logits))
+    # In place of the logits: another table of that size would take memory and time.
+    slope = torch.exp(scores, out=logits)
     return -losses.sum(), slope.scatter_(1, answers, (losses.exp() - 1).to(slope.dtype))
 
 

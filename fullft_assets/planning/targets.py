@@ -505,7 +505,6 @@ def _yaml(value: Any) -> str:
 def plan_lines(plans: Sequence[TargetPlan], settings: UseCaseSettings, name: str) -> list[str]:
     """Return the table of all targets, what its numbers rest on, and the recommendation with its YAML."""
     best = recommend(plans, settings)
-    changes = [] if best is None else yaml_lines(best, settings.training)
     return [
         f"{name}: plan",
         *_columns(list(table(plans))),
@@ -513,7 +512,7 @@ def plan_lines(plans: Sequence[TargetPlan], settings: UseCaseSettings, name: str
         *notes(plans, settings),
         "",
         recommendation(plans, settings),
-        *(f"  {line}" for line in changes),
+        *(f"  {line}" for line in ([] if best is None else yaml_lines(best, settings.training))),
     ]
 
 

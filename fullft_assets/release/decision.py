@@ -433,6 +433,9 @@ def _recipe(checkpoint: Manifest) -> dict[str, Any]:
     training = {
         name: value for name, value in checkpoint.settings["training"].items() if name not in _NOT_OF_A_RECIPE
     }
+    facts = CheckpointMetadata.of(checkpoint).facts
+    if "learning_rate" in facts:
+        training["learning_rate"] = facts["learning_rate"]
     return {
         "training": training,
         "base": CheckpointMetadata.of(checkpoint).base_model_revision,

@@ -65,9 +65,10 @@ def report_link(use_case: UseCase, store: Store, manifest: Manifest) -> dg.Metad
 
 def place_in(store: Store, path: str) -> dg.MetadataValue:
     """Return where a file or folder of the store is: an absolute path, or a link."""
-    local_path = str(Path(store.url, path).absolute())
     return (
-        dg.MetadataValue.path(local_path) if store.is_local else dg.MetadataValue.url(f"{store.url}/{path}")
+        dg.MetadataValue.path(str(Path(store.url, path).absolute()))
+        if store.is_local
+        else dg.MetadataValue.url(f"{store.url}/{path}")
     )
 
 

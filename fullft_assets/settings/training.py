@@ -169,7 +169,9 @@ class TrainingSettings(Settings):
     checkpoint_every_steps: int | None = Field(
         default=None,
         ge=1,
-        description="Optimizer steps between two checkpoints. Default: as many as ten minutes take.",
+        description=(
+            "Optimizer steps between two checkpoints. Default: a tenth of all; and one every ten minutes."
+        ),
     )
     keep_best: bool = Field(
         default=False,

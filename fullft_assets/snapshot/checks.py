@@ -122,8 +122,8 @@ def verdict_check(metadata: SnapshotMetadata, settings: UseCaseSettings) -> Chec
     num_groups = metadata.num_test_groups
     num_needed = settings.release.min_effective_groups
     group = settings.examples.group
-    share = settings.snapshot.test_share or MOST_TEST_SHARE
-    more = math.ceil((num_needed - num_groups) / share)
+    more = math.ceil((num_needed - num_groups) / settings.snapshot.least_test_share)
+    of_few = "" if settings.snapshot.test_share else f" (of 100 in all {MOST_TEST_SHARE:.0%})"
     finer = "" if group is None else f", name a field with more values than `{group}` in examples.group"
     return CheckOutcome(
         name=VERDICT_IS_POSSIBLE.name,
@@ -136,7 +136,7 @@ def verdict_check(metadata: SnapshotMetadata, settings: UseCaseSettings) -> Chec
                 f"{num_groups:,} test groups, and a verdict needs {num_needed:g}"
                 " (release.min_effective_groups),"
                 f" so that of any training will be insufficient data: deliver about {more:,} more groups, of"
-                f" which {share:.0%} are tested{finer}, or lower"
+                f" which {settings.snapshot.least_test_share:.0%} are tested{of_few}{finer}, or lower"
                 " release.min_effective_groups"
             )
         ),

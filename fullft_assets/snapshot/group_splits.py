@@ -25,8 +25,9 @@ from fullft_assets.store.hashing import unit_hash
 _LEAST_GROUPS = {TRAIN: 1, TEST: 2, VALIDATION: 3}
 #: Share of few groups that is tested at most.
 MOST_TEST_SHARE = 0.3
-#: Times the rows and groups that are needed, since copies and what a model knows are left out later.
+#: Times the groups, and the rows, that are needed: copies and what a model knows are left out later.
 _ROOM = 1.2
+_ROOM_FOR_COPIES = 1.5
 
 
 @dataclass
@@ -52,6 +53,9 @@ class GroupSplits:
         hashes[rows.group] = rows.unit_hash
         ledger_split = ledger.look_up(hashes)
         hash_split = hashed_split(hashes, _test_share(rows, hashes, ledger_split, settings), settings)
+        if settings.test_share is None:  # of fewer groups a larger share was tested
+            is_held_out = np.isin(ledger_split, (TEST, VALIDATION))
+            hash_split = np.where(is_held_out, np.minimum(ledger_split, hash_split), hash_split)
         # Where the shares shrink, what is held out stays held out. Where they grow, a validation group may
         # go on to the test.
         split = np.where(ledger_split == TRAIN, TRAIN, np.minimum(ledger_split, hash_split))
@@ -204,10 +208,11 @@ def _test_share(
     of_groups = np.sort(hashes[num_rows > 0])
     num_needed = ReleaseSettings().min_effective_groups
     most_tested = int(MOST_TEST_SHARE * len(of_groups))
+    num_wanted = min(most_tested, int(_ROOM * num_needed))
     num_tested = ((ledger_split == TEST) & (num_rows > 0)).sum()
-    if settings.test_share is not None or most_tested < num_needed or num_tested >= num_needed:
+    if settings.test_share is not None or most_tested < num_needed or num_tested >= num_wanted:
         return least
-    share = max(least, float(of_groups[min(most_tested, int(_ROOM * num_needed))]))
+    share = max(least, float(of_groups[num_wanted]))
     is_left = (hashes >= share + settings.validation_share) & np.isin(ledger_split, (UNKNOWN, TRAIN))
     num_left = num_rows[is_left].sum()
-    return share if num_left >= _ROOM * settings.min_train_rows else least
+    return share if num_left >= _ROOM_FOR_COPIES * settings.min_train_rows else least

@@ -321,15 +321,15 @@ def last_good(complete: Iterable[Checkpoint], trouble_since: int) -> int:
 
 
 def kept_names(complete: Sequence[Checkpoint], *, best: int | None) -> set[str]:
-    """Return the names of the checkpoints to keep: the newest planned ones, the best one and the newest of
-    all.
+    """Return the names of the checkpoints to keep: the newest planned ones, the newest of all and the best
+    one.
 
     Args:
         complete: by step.
         best: step of the one with the lowest validation loss.
     """
     planned = [checkpoint for checkpoint in complete if checkpoint.is_planned]
-    steps = {checkpoint.step for checkpoint in [*planned[-NUM_NEWEST:], *complete[-1:]]} | {best}
+    steps = {checkpoint.step for checkpoint in [*planned[-NUM_NEWEST:], *complete[-NUM_NEWEST:]]} | {best}
     return {checkpoint.name for checkpoint in complete if checkpoint.step in steps}
 
 

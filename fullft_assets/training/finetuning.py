@@ -80,8 +80,10 @@ UNFINISHED = "unfinished"
 #: gradients zero, and the loss scaler of fp16, which skips such steps, has halved its scale to nothing by
 #: then.
 _MOST_UNMOVED_STEPS = 20
-#: What a killed training loses at most where the YAML does not count steps.
+#: What a killed training loses at most where the YAML does not count steps, and the checkpoints that do not
+#: depend on the clock: guards roll back to those.
 _SECONDS_TO_SAVE = 600.0
+_NUM_PLANNED = 10
 #: Peak learning rate of an encoder at most 512 wide, which gained more than 5e-5 on public sets
 #: (`benchmarks/results/recipes-2026-12.md`); wider ones were not measured.
 _RATE_OF_SMALL = 1e-4
@@ -173,12 +175,14 @@ class TrainingSegment:
         self.model = sharding.load(
             run.recipe.load, self.settings, is_shared=(self.settings.sharding != "none")
         )
+        is_small = (
+            run.recipe.has_new_head
+            and getattr(self.model.config.get_text_config(), "hidden_size", math.inf) <= 512
+        )
+        #: That the training began with.
+        self.rate = run.settings.learning_rate or (_RATE_OF_SMALL if is_small else run.settings.peak_rate)
         if self.settings.learning_rate is None:
-            width = getattr(self.model.config.get_text_config(), "hidden_size", math.inf)
-            is_small = run.recipe.has_new_head and width <= 512
-            self.settings = self.settings.model_copy(
-                update={"learning_rate": (_RATE_OF_SMALL if is_small else self.settings.peak_rate)}
-            )
+            self.settings = self.settings.model_copy(update={"learning_rate": self.rate})
         # Passes of training have no use for one; and what is exported must not depend on a kill.
         self.model.config.use_cache = False
         if self.checkpoint is None and run.recipe.has_new_head:
@@ -360,11 +364,11 @@ class TrainingSegment:
         """
         number = step.number
         is_last = number in (self.num_steps, self.history.end_step)
-        every_steps = self.settings.checkpoint_every_steps
-        is_planned = is_last or (every_steps is not None and number % every_steps == 0)
+        every_steps = self.settings.checkpoint_every_steps or math.ceil(self.num_steps / _NUM_PLANNED)
+        is_planned = is_last or number % every_steps == 0
         # Processes measure different times, and which step it is depends on the machine.
         is_due = (
-            every_steps is None
+            self.settings.checkpoint_every_steps is None
             and self.shared.resumable
             and ranks.any_rank(time.monotonic() - self._saved_at >= _SECONDS_TO_SAVE)
         )
@@ -466,7 +470,7 @@ class TrainingSegment:
             history=self.recorder.log.lines,
             incidents=self.history.incidents,
             micro_batch_size=self.settings.rows_a_pass(),
-            about=self.prepared.about | {"learning_rate": self.settings.learning_rate},
+            about=self.prepared.about | {"learning_rate": self.rate},
             scores={
                 name: value for name, value in scores.items() if name.startswith(("validation_", "general_"))
             },

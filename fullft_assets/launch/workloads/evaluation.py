@@ -205,8 +205,9 @@ def _write(
 ) -> Manifest:
     job = judgement.context.job
     result = judgement.result
-    answer = judgement.decision.answer if ships is None else "baseline"
-    decision = judgement.decision.model_copy(update={"answer": answer, "choice": choice})
+    decision = judgement.decision.model_copy(
+        update={"answer": (judgement.decision.answer if ships is None else "baseline"), "choice": choice}
+    )
     with judgement.context.store.create(
         job.case, job.stage, key, version=evaluation_version.VERSION, seed=job.settings.seed
     ) as draft:
