@@ -44,11 +44,7 @@ def rows(checkpoint: Manifest) -> list[tuple[str, str]]:
     return [
         *facts,
         *((f"Training {number}", _training(past)) for number, past in enumerate(metadata.lineage, start=1)),
-        *(
-            (name.replace("_", " ").capitalize(), f"{value:g}")
-            for name, value in metadata.facts.items()
-            if name == "learning_rate"
-        ),
+        *([("Learning rate", f"{rate:g}")] if (rate := metadata.facts.get("learning_rate")) else []),
     ]
 
 

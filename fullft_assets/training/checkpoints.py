@@ -178,7 +178,7 @@ def complete(
 
     Args:
         written_files: what is known of its files, which need not be on this host.
-        is_planned: False if a request to stop or the clock caused it: it depends on the moment.
+        is_planned: False if a request to stop or the clock caused it: such ones differ between runs.
     """
     (aside / ORIGIN).write_text(
         json.dumps({"num_incidents": num_incidents, "is_planned": is_planned, VERSIONS: library_versions()})

@@ -80,8 +80,8 @@ UNFINISHED = "unfinished"
 #: gradients zero, and the loss scaler of fp16, which skips such steps, has halved its scale to nothing by
 #: then.
 _MOST_UNMOVED_STEPS = 20
-#: What a killed training loses at most where the YAML does not count steps, and the checkpoints that do not
-#: depend on the clock: guards roll back to those.
+#: Seconds between two checkpoints, and how many are written whatever the clock says, where the YAML does not
+#: count steps. Guards roll back to the latter, which are the same in every run.
 _SECONDS_TO_SAVE = 600.0
 _NUM_PLANNED = 10
 #: Peak learning rate of an encoder at most 512 wide, which gained more than 5e-5 on public sets
@@ -179,7 +179,7 @@ class TrainingSegment:
             run.recipe.has_new_head
             and getattr(self.model.config.get_text_config(), "hidden_size", math.inf) <= 512
         )
-        #: That the training began with.
+        #: Peak learning rate that the training began with.
         self.rate = run.settings.learning_rate or (_RATE_OF_SMALL if is_small else run.settings.peak_rate)
         if self.settings.learning_rate is None:
             self.settings = self.settings.model_copy(update={"learning_rate": self.rate})
