@@ -590,8 +590,9 @@ def test_a_command_of_aws_exists_and_takes_what_it_is_given(command: str) -> Non
         needed = {name for name, each in template["Parameters"].items() if "Default" not in each}
         assert needed == {word.partition("=")[0] for word in options.get("parameter-overrides", "").split()}
         types = {each["Type"] for each in template["Resources"].values()}
-        has_rights = any(each.startswith("AWS::IAM::") for each in types)
-        assert has_rights == (options.get("capabilities") == "CAPABILITY_IAM")
+        assert any(each.startswith("AWS::IAM::") for each in types) == (
+            options.get("capabilities") == "CAPABILITY_IAM"
+        )
 
 
 def test_what_other_commands_name_exists() -> None:

@@ -163,8 +163,10 @@ class TestContainers:
     def test_a_json_record_is_a_row_or_a_problem_of_its_own(
         self, tmp_path: Path, name: str, content: str, expected: list[tuple]
     ) -> None:
-        rows = read(tmp_path, files={name: content})
-        assert [(row["row"], row["text"], row["label"], row["problem"]) for row in rows] == expected
+        assert [
+            (row["row"], row["text"], row["label"], row["problem"])
+            for row in read(tmp_path, files={name: content})
+        ] == expected
 
     def test_a_json_array_names_the_record_and_a_broken_one_counts_for_nothing(self, tmp_path: Path) -> None:
         batch = read_batch(

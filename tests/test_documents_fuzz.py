@@ -266,8 +266,9 @@ def _unpacked(name: str, data: bytes) -> bytes:
 
 
 def _numbers_of_lines(text: str) -> list[int]:
-    lines = io.StringIO(text, newline=None)
-    return [number for number, line in enumerate(lines, start=1) if not line.isspace()]
+    return [
+        number for number, line in enumerate(io.StringIO(text, newline=None), start=1) if not line.isspace()
+    ]
 
 
 def _numbers_in_json(text: str) -> list[int]:

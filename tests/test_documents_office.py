@@ -132,8 +132,7 @@ def test_a_spreadsheet_gives_its_rows_as_they_are_shown(tmp_path: Path) -> None:
     sheet["A3"].number_format = "00000"
     sheet.merge_cells("E1:G1")
     book.save(tmp_path / "a.xlsx")
-    rows = read(tmp_path)
-    assert [(row["row"], row["id"], row["text"], row["label"], row["group"]) for row in rows] == [
+    assert [(row["row"], row["id"], row["text"], row["label"], row["group"]) for row in read(tmp_path)] == [
         (2, "00012", "a", "1", "2024-05-06"),
         (3, "00012", "b", "0.3", "2024-05-06t07:08:00"),
         (5, "true", "c", "x", "7"),
@@ -184,8 +183,9 @@ def test_sheets_with_one_header_are_read_as_one_table(tmp_path: Path) -> None:
     # Of a sheet that is not read.
     book.worksheets[2].merge_cells("A2:A9")
     book.save(tmp_path / "a.xlsx")
-    rows = read(tmp_path, {"group": "sheet"})
-    assert [(row["row"], row["text"], row["group"], row["problem"]) for row in rows] == [
+    assert [
+        (row["row"], row["text"], row["group"], row["problem"]) for row in read(tmp_path, {"group": "sheet"})
+    ] == [
         (2, "a", "sheet1", None),
         (3, "b", "sheet1", None),
         (5, "a", "sheet3", None),

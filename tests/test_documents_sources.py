@@ -46,9 +46,8 @@ class TestS3:
             put(bucket, name)
         prefix = S3Prefix(f"s3://{bucket.name}/mail/")
         found = prefix.files()
-        local = documents.Folder(bucket / "mail").files()
         assert [(file.path, file.bytes, file.mtime_ns) for file in found] == [
-            (file.path, file.bytes, file.mtime_ns) for file in local
+            (file.path, file.bytes, file.mtime_ns) for file in documents.Folder(bucket / "mail").files()
         ]
         assert prefix.uri == f"s3://{bucket.name}/mail" and all(file.etag for file in found)
         # One object is notified like the listing tells it.

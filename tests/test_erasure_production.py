@@ -114,8 +114,12 @@ def test_nothing_of_them_is_left(case: Prepared) -> None:
             case.store.folder(scale), draft.path, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST)
         )
         draft.commit(settings={}, inputs=dict.fromkeys(scale.inputs, "removed"), metadata=scale.metadata)
-    learned_from = {"training_snapshot": case.snapshot.content_digest}
-    manifests.write(case.store, case.use_case.name, "cheaper_baselines", inputs=learned_from)
+    manifests.write(
+        case.store,
+        case.use_case.name,
+        "cheaper_baselines",
+        inputs={"training_snapshot": case.snapshot.content_digest},
+    )
     report = erasure.erase(case.store, case.use_case.name, [person], by="group")
     assert traces(Path(case.store.url), WORDS[person], person) == []
     assert (

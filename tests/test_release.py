@@ -547,6 +547,21 @@ class TestWhatItIsJudgedAgainst:
         assert lab.publish(won, models["c"])[0].champion.is_better
         assert lab.against(models["d"]).looks == ()
 
+    def test_without_a_champion_looks_widen_the_gain_over_baselines(self, lab):
+        checkpoint = lab.checkpoint("a")
+        lost = lab.report(checkpoint, evaluated(gain=gained(-0.01, -0.02, 0.0)), "ra")
+        lab.publish(lost, checkpoint)
+        assert lab.against(lab.checkpoint("b", epochs=4)).looks == (lost.ref,)
+        answers = [
+            release.verdict(
+                evaluated(gain=gained(0.02, 0.001, 0.039), over_champion=champion),
+                ReleaseSettings(),
+                look=look,
+            ).answer
+            for champion, look in ((None, 1), (None, 2), (gained(0.05), 2))
+        ]
+        assert answers == ["promote", "inconclusive", "promote"]
+
     def test_repeated_trainings_are_kept_in_mind_and_fixed_with_the_decision(self, lab):
         reports = {}
         for number in range(3):

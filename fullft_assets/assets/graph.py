@@ -337,8 +337,9 @@ class CaseGraph:
         store = self.store(context)
         manifest = store.find(self.name, stage, key)
         if manifest is None:
-            job = self.job(stage, key, store, inputs)
-            manifest = self.launcher(context).run(context, workload, job, store)
+            manifest = self.launcher(context).run(
+                context, workload, self.job(stage, key, store, inputs), store
+            )
         return manifest
 
     def ingest(self, context: dg.AssetExecutionContext) -> None:

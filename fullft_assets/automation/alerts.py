@@ -226,14 +226,20 @@ def of_run(
             first = _first_window(graph, store, window.created_at, "confirmed", ("ok", "warming_up"))
             yield alert("drift", f"window {partition} drifted", action, first or partition)
         if window is not None and status == "warming_up" and not all(check.passed for check in window.checks):
-            title = f"window {partition} has texts unlike all held-out rows"
-            action = "read some of them (far.jsonl); such windows become the reference"
-            yield alert("drift", title, action, f"novel/{DriftMetadata.of(window).scale}")
+            yield alert(
+                "drift",
+                f"window {partition} has texts unlike all held-out rows",
+                "read some of them (far.jsonl); such windows become the reference",
+                f"novel/{DriftMetadata.of(window).scale}",
+            )
         if window is not None and status == "feed_broken":
-            ends = (*VERDICTS, "warming_up")
-            first = _first_window(graph, store, window.created_at, "feed_broken", ends) or partition
-            action = "look at what delivers production documents"
-            yield alert("gate_closed", f"window {partition} has no text", action, f"feed_broken/{first}")
+            first = _first_window(graph, store, window.created_at, "feed_broken", (*VERDICTS, "warming_up"))
+            yield alert(
+                "gate_closed",
+                f"window {partition} has no text",
+                "look at what delivers production documents",
+                f"feed_broken/{first or partition}",
+            )
     if stage == "end_orphans" and run.tags.get(STOPPED_TAG, "0") != "0":
         yield alert(
             "decision_needed",

@@ -167,10 +167,9 @@ def _held(due: Due, kind: documents.Kind, case: str, job: str) -> list[str]:
         )
     if due.next_at is not None:
         number = len(due.held) - len(due.for_a_person)
-        at = datetime.fromtimestamp(due.next_at, UTC)
         lines.append(
             f"{number:,} {kind}(es) whose run failed are asked for again, the first at"
-            f" {at:%Y-%m-%d %H:%M} UTC"
+            f" {datetime.fromtimestamp(due.next_at, UTC):%Y-%m-%d %H:%M} UTC"
         )
     return lines
 

@@ -46,7 +46,8 @@ class GateContext:
     Attributes:
         rule: what the candidate must show against the champion.
         seed_noise: None: the comparison with the champion is one of two models, not of their recipes.
-        look: which candidate this is that is compared with the champion on these test rows, from 1.
+        look: which candidate this is that is compared with the champion, or with the baselines while there
+            is none, on these test rows, from 1.
     """
 
     evaluation: Evaluation
@@ -126,8 +127,12 @@ class BeatsBaselines(Gate):
         evaluation = context.evaluation
         if evaluation.candidate != FINETUNED:
             return self.result(True, "asked of the fine-tuned model alone")
-        gains = evaluation.gains[evaluation.primary_metric]
-        hardest = min(evaluation.baselines, key=lambda name: gains[name].low)
+        look = 1 if evaluation.has_champion else context.look
+        gains = {
+            name: evaluation.gains[evaluation.primary_metric][name].at_look(look, evaluation.confidence)
+            for name in evaluation.baselines
+        }
+        hardest = min(gains, key=lambda name: gains[name].low)
         gain = gains[hardest]
         bar = context.settings.min_gain_over_baselines
         is_above = gain.low > bar
@@ -136,6 +141,7 @@ class BeatsBaselines(Gate):
             f"{'above' if is_above else 'not above'} {bar:+.3f} (release.min_gain_over_baselines)"
         )
         is_undecided = not is_above and gain.high > bar
+        text += _counted(look)
         if is_undecided:
             text += _what_would_decide(gain, bar, evaluation.num_test_groups)
         best = evaluation.gain_over_best_baseline
@@ -195,8 +201,7 @@ class BeatsChampion(Gate):
             f" {relation(gain, context.settings.max_tolerable_loss)}: its interval is"
             f" {'above' if is_above else 'not above'} {bar:+.3f} (release.min_gain_over_champion)"
         )
-        if context.look > 1:
-            text += f"; candidate {context.look} against it on these test rows, which widens the interval"
+        text += _counted(context.look)
         if is_undecided:
             text += _what_would_decide(gain, bar, context.evaluation.num_test_groups)
         return self.result(is_above, text, is_undecided=is_undecided)
@@ -324,6 +329,10 @@ def relation(gain: Gain, margin: float) -> Relation:
     if gain.high < 0:
         return "worse"
     return "equal" if -margin < gain.low and gain.high < margin else "undecided"
+
+
+def _counted(look: int) -> str:
+    return f"; candidate {look} on these test rows, which widens the interval" if look > 1 else ""
 
 
 def _what_would_decide(gain: Gain, bar: float, num_groups: int) -> str:

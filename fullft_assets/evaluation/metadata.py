@@ -25,7 +25,8 @@ class EvaluationMetadata(Metadata):
         incumbent: reference of the champion that it was compared with. None: there was none.
         anchor: reference of the last champion that was better, where it was compared with that, too.
         seed_runs: references of the reports that the noise of seeds was taken from.
-        looks: references of the reports on candidates that were compared with this champion before.
+        looks: references of the reports on candidates that were judged on these test rows before, see
+            `release.JudgedAgainst`.
         scores: system -> metric -> estimate, of the systems beside the candidate.
         measured: METRIC, METRIC_low and METRIC_high of the candidate, and what the task adds.
     """

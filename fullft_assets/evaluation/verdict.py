@@ -110,7 +110,7 @@ def verdict(
     Args:
         rule: what it must show against the champion.
         seed_noise: None: the comparison with the champion is one of two models, not of their recipes.
-        look: which candidate this is that is compared with the champion on these test rows, from 1.
+        look: see `GateContext.look`.
     """
     context = GateContext(evaluation, settings, rule, seed_noise, look)
     reasons = [gate.judge(context) for gate in GATES.all().values() if gate.is_asked_for(settings)]

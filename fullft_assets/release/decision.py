@@ -78,8 +78,8 @@ class JudgedAgainst:
             non-inferiority to it is asked for and it is not the champion itself.
         seed_runs: reports on trainings that others of their recipe repeat with another seed; they tell how
             much seeds alone change.
-        looks: reports on the candidates that were compared with this champion before, on at least half as
-            many test groups.
+        looks: reports on the candidates that were compared with this champion before, or with the baselines
+            while there was none, on at least half as many test groups.
     """
 
     champion: str | None
@@ -110,22 +110,24 @@ def judged_against(store: Store, case: str, candidate: Manifest, snapshot: Manif
         return JudgedAgainst(
             record["incumbent"], record["anchor"], tuple(record["seed_runs"]), tuple(record.get("looks", ()))
         )
+    incumbent = None if state is None else state.checkpoint
+    num_groups = SnapshotMetadata.of(snapshot).num_test_groups
+    looks = tuple(
+        run["evaluation"]
+        for run in _runs(store, case)
+        if run.get("incumbent") == incumbent and 2 * run["num_test_groups"] >= num_groups
+    )
     if state is None:
-        return JudgedAgainst(None, None)
+        return JudgedAgainst(None, None, looks=looks)
     champion = store.load(state.checkpoint)
     anchor = state.anchor.checkpoint
-    num_groups = SnapshotMetadata.of(snapshot).num_test_groups
     # A champion that is a baseline may be judged again by its own recipe.
     is_asked = champion_rule(candidate, champion) == "non_inferiority" or champion.stage == BASELINE_MODEL
     return JudgedAgainst(
         state.checkpoint,
         anchor if is_asked and anchor not in (state.checkpoint, candidate.ref) else None,
         tuple(ref for refs in seed_runs(store, case).values() for ref in refs),
-        tuple(
-            run["evaluation"]
-            for run in _runs(store, case)
-            if run.get("incumbent") == state.checkpoint and 2 * run["num_test_groups"] >= num_groups
-        ),
+        looks,
     )
 
 
