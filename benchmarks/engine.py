@@ -82,7 +82,10 @@ class Family:
 
     Attributes:
         feed: packed, padded, or the line with which it is refused.
-        loss, gradient: relative difference of the feed from one forward pass a document; None where refused.
+        loss, gradient, weights: relative difference of the feed from one forward pass a document by the
+            family's own attention and all of its logits; of the weights after a step of AdamW at a rate of
+            1e-3, which moves a weight whose true gradient is 0 (the bias of a key) by noise. None where
+            refused.
         is_causal: whether logits do not depend on later tokens.
     """
 
@@ -90,6 +93,7 @@ class Family:
     feed: str
     loss: float | None = None
     gradient: float | None = None
+    weights: float | None = None
     is_causal: bool | None = None
     is_fused: bool | None = None
 
@@ -145,12 +149,7 @@ def family(name: str) -> Family:
 
 def _fed(name: str, model: PreTrainedModel) -> Family:
     is_causal = _is_causal(model)
-    documents.attend_apart(model)
     pieces = Pieces(chunks())
-    is_packed = probe(model, CAPACITY).is_isolated
-    packed = feed.packed(pieces, 2, 1, 3, 0)
-    chosen = packed if is_packed else feed.padded(pieces, 2, 4, 1, 3, 0)
-    loss = TokenLoss(model, first_tokens(packed.batch(0), 32))
     alone = [
         {
             "input_ids": torch.tensor([pieces.ids(number).tolist()]),
@@ -158,27 +157,34 @@ def _fed(name: str, model: PreTrainedModel) -> Family:
         }
         for number in range(len(pieces))
     ]
-    expected, gradients = _total(model, loss, alone)
-    total, fed = _total(model, loss, list(chosen.batches()))
+    expected, gradients = _total(model, token_loss.plain, alone)
+    documents.attend_apart_where_equal(model, CAPACITY)
+    is_packed = probe(model, CAPACITY).is_isolated
+    packed = feed.packed(pieces, 2, 1, 3, 0)
+    chosen = packed if is_packed else feed.padded(pieces, 2, 4, 1, 3, 0)
+    loss = TokenLoss(model, first_tokens(packed.batch(0), 32))
+    total, fed = _total(model, loss.total, list(chosen.batches()))
+    expected_weights, weights = (_after_a_step(model, each) for each in (gradients, fed))
     return Family(
         name,
         "packed" if is_packed else "padded",
         abs(total - expected) / expected,
         float((fed - gradients).norm() / gradients.norm()),
+        float((weights - expected_weights).norm() / expected_weights.norm()),
         is_causal,
         loss.is_fused,
     )
 
 
 def _total(
-    model: PreTrainedModel, loss: TokenLoss, batches: list[dict[str, Any]]
+    model: PreTrainedModel, loss: Callable[..., torch.Tensor], batches: list[dict[str, Any]]
 ) -> tuple[float, torch.Tensor]:
     model.zero_grad(set_to_none=True)
     model.train()
     total = 0.0
     for batch in batches:
         inputs = dict(batch)
-        part = loss.total(model, inputs, inputs.pop("labels"))
+        part = loss(model, inputs, inputs.pop("labels"))
         part.backward()
         total += part.item()
     of_weights = [
@@ -186,6 +192,13 @@ def _total(
         for weight in model.parameters()
     ]
     return total, torch.cat(of_weights)
+
+
+def _after_a_step(model: PreTrainedModel, gradients: torch.Tensor) -> torch.Tensor:
+    weights = torch.nn.utils.parameters_to_vector(model.parameters()).detach().requires_grad_()
+    weights.grad = gradients
+    torch.optim.AdamW([weights], lr=1e-3).step()
+    return weights.detach()
 
 
 @torch.no_grad()
@@ -202,7 +215,10 @@ def families(names: list[str]) -> Iterator[list[Any]]:
     """Yield a row for each family."""
     for name in names:
         result = family(name)
-        numbers = ["" if value is None else f"{value:.0e}" for value in (result.loss, result.gradient)]
+        numbers = [
+            "" if value is None else f"{value:.0e}"
+            for value in (result.loss, result.gradient, result.weights)
+        ]
         flags = [
             "" if flag is None else "yes" if flag else "NO" for flag in (result.is_fused, result.is_causal)
         ]
@@ -263,9 +279,21 @@ class _Small(NextTokenRecipe):
     load_original = load
 
 
-def syncs_of_a_step(passes: int, folder: Path) -> collections.Counter[str]:
+#: Settings of trainings that take less memory.
+RUNGS: tuple[dict[str, Any], ...] = (
+    {"precision": "bf16"},
+    {"precision": "bf16", "optimizer": "adamw", "weights": "bf16"},
+    {"precision": "bf16", "optimizer": "adafactor", "weights": "bf16"},
+    {"precision": "bf16", "gradient_checkpointing": "selective"},
+)
+
+
+def syncs_of_a_step(passes: int, folder: Path, **options: Any) -> collections.Counter[str]:
     """Return the synchronisations of one optimizer step of so many passes, by place, in the middle of a
     training.
+
+    Args:
+        options: more settings of it.
     """
     data = chunks(40)
     count = len(data.chunks)
@@ -276,9 +304,9 @@ def syncs_of_a_step(passes: int, folder: Path) -> collections.Counter[str]:
         epochs=6,
         batch_size=4,
         micro_batch_size=4 // passes,
-        precision="fp32",
         track=[],
         checkpoint_every_steps=1_000,
+        **{"precision": "fp32", **options},
     )
     syncs, num_steps = Syncs(), 0
 
@@ -311,21 +339,26 @@ def syncs_of_a_step(passes: int, folder: Path) -> collections.Counter[str]:
 
 
 def syncs() -> Iterator[list[Any]]:
-    """Yield a row for each number of passes a step."""
-    for passes in (1, 2, 4):
+    """Yield a row for each number of passes a step, and each rung of the memory ladder."""
+    for passes, options in (*((passes, {}) for passes in (1, 2, 4)), *((2, rung) for rung in RUNGS)):
         with tempfile.TemporaryDirectory() as folder:
-            places = syncs_of_a_step(passes, Path(folder))
+            places = syncs_of_a_step(passes, Path(folder), **options)
         shown = "; ".join(f"{number:g} {place}" for place, number in places.most_common())
-        yield [passes, f"{sum(places.values()):g}", shown]
+        rung = " ".join(f"{value}" for value in options.values())
+        yield [passes, rung, f"{sum(places.values()):g}", shown]
 
 
 # Bytes and work
 
 
 class Moved(TorchDispatchMode):
-    """Counts the bytes that operations read and write, without fusion; views move none."""
+    """Counts the bytes that operations read and write, without fusion. Views and a question for the device
+    move none; of a table that is gathered from or scattered to, only what is taken or written.
+    """
 
     _VIEWS = (
+        "prim.device",
+        "permute",
         "view",
         "slice",
         "alias",
@@ -351,7 +384,10 @@ class Moved(TorchDispatchMode):
                 for leaf in tree_leaves((args, kwargs, result))
                 if isinstance(leaf, torch.Tensor)
             }
-            self.num_bytes += sum(each.numel() * each.element_size() for each in tensors.values())
+            sizes = [each.numel() * each.element_size() for each in tensors.values()]
+            if str(function).startswith(("aten.gather", "aten.scatter")):
+                sizes.remove(max(sizes))
+            self.num_bytes += sum(sizes)
             self.num_operations += 1
         return result
 
@@ -363,21 +399,33 @@ VOCABULARIES = {
 }
 
 
-def loss() -> Iterator[list[Any]]:
-    """Yield a row for each vocabulary: a pass of 32,768 trained tokens on a GPU, in bf16."""
+#: Bytes that the loss of November 2026 (a5a7f54c) moved, counted in the same way.
+BEFORE = {"Llama-3.1-8B": 930e9, "Qwen3-8B": 1_274e9, "Gemma-3-1B": 1_191e9}
+
+
+def moved(name: str) -> Moved:
+    """Return what the loss moves in a pass of 32,768 trained tokens on a GPU, in bf16."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     # Chunks are as large as on a GPU, although the tensors are on a CPU.
     token_loss.PLANNED_DEVICE.set("cuda")
-    for name, (vocabulary, hidden) in VOCABULARIES.items():
-        with FakeTensorMode():
-            options: dict[str, Any] = {"dtype": torch.bfloat16, "requires_grad": True}
-            states = torch.empty(32_768, hidden, **options)
-            head = torch.empty(vocabulary, hidden, **options)
-            targets = torch.zeros(32_768, dtype=torch.long)
-            with Moved() as moved:
-                token_loss.LinearCrossEntropy.apply(states, head, None, targets).backward()
-        yield [name, f"{vocabulary:,}", f"{moved.num_bytes / 1e9:,.0f} GB", f"{moved.num_operations:,}"]
+    vocabulary, hidden = VOCABULARIES[name]
+    with FakeTensorMode():
+        options: dict[str, Any] = {"dtype": torch.bfloat16, "requires_grad": True}
+        states = torch.empty(32_768, hidden, **options)
+        head = torch.empty(vocabulary, hidden, **options)
+        targets = torch.zeros(32_768, dtype=torch.long)
+        with Moved() as counter:
+            token_loss.LinearCrossEntropy.apply(states, head, None, targets).backward()
+    return counter
+
+
+def loss() -> Iterator[list[Any]]:
+    """Yield a row for each vocabulary."""
+    for name, (vocabulary, _) in VOCABULARIES.items():
+        counter = moved(name)
+        share = f"{counter.num_bytes / BEFORE[name]:.2f}"
+        yield [name, f"{vocabulary:,}", f"{counter.num_bytes / 1e9:,.0f} GB", share, counter.num_operations]
 
 
 _LLAMA: dict[str, Any] = {
@@ -646,11 +694,11 @@ def ranks() -> Iterator[list[Any]]:
 
 PARTS: dict[str, tuple[str, Callable[[], Iterator[list[Any]]]]] = {
     "families": (
-        "family | fed | loss differs by | gradients differ by | chunked loss | causal",
+        "family | fed | loss differs by | gradients differ by | weights differ by | chunked loss | causal",
         lambda: families(list(FAMILIES)),
     ),
-    "syncs": ("passes a step | synchronisations a step | where", syncs),
-    "loss": ("model | vocabulary | moved | operations", loss),
+    "syncs": ("passes a step | rung | synchronisations a step | where", syncs),
+    "loss": ("model | vocabulary | moved | of before | operations", loss),
     "flops": ("model | recomputed | counted | counted / useful | counted / 6ND", flops),
     "ranks": (
         "model | rung | processes | weights, GiB | held while it loads | its part | peak of a pass"

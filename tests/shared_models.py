@@ -270,8 +270,16 @@ def stages_of(case: Prepared) -> dict[str, Any]:
 
             inference.in_batches = of_parts
             planning.work(job, case.store, QUIET)
-            inputs = ranks.from_first({} if rank else inputs_of_evaluation())
-            work(job.model_copy(update={"stage": "evaluation_report", "inputs": inputs}), case.store, QUIET)
+            work(
+                job.model_copy(
+                    update={
+                        "stage": "evaluation_report",
+                        "inputs": ranks.from_first({} if rank else inputs_of_evaluation()),
+                    }
+                ),
+                case.store,
+                QUIET,
+            )
             return rank
 
         assert play(case.project.root / str(count), scene, count) == list(range(count))

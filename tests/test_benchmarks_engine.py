@@ -1,7 +1,9 @@
 """Counts of the training engine that need no GPU: how each family of models is fed, and what a step costs."""
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from benchmarks import engine
@@ -26,12 +28,26 @@ def test_a_family_is_fed_exactly_or_refused_in_a_line(name: str) -> None:
     assert result.feed.startswith("refused: ") == (name in REFUSED), result.feed
     if name not in REFUSED:
         assert result.feed == ("padded" if name in PADDED else "packed") and result.is_causal
-        assert name in NOT_EXACT or (result.gradient < 3e-6 and result.loss < 1e-6)
+        numbers = np.array([result.loss, result.gradient, result.weights])
+        assert name in NOT_EXACT or (numbers < [1e-6, 3e-6, 1e-3]).all(), numbers
 
 
-@pytest.mark.parametrize("passes", [1, 2, 4])
-def test_a_step_waits_for_the_device_once(passes: int, tmp_path: Path) -> None:
-    assert sum(engine.syncs_of_a_step(passes, tmp_path).values()) <= 1
+@pytest.mark.parametrize(
+    ("passes", "rung"), [*((passes, {}) for passes in (1, 2, 4)), *((2, rung) for rung in engine.RUNGS)]
+)
+def test_a_step_waits_for_the_device_once(passes: int, rung: dict[str, Any], tmp_path: Path) -> None:
+    assert sum(engine.syncs_of_a_step(passes, tmp_path, **rung).values()) <= 1
+
+
+@pytest.mark.parametrize("name", engine.VOCABULARIES)
+def test_the_loss_moves_a_third_of_the_bytes_at_most(name: str) -> None:
+    assert engine.moved(name).num_bytes <= 0.3 * engine.BEFORE[name]
+
+
+def test_a_pass_does_the_work_of_its_weights() -> None:
+    """6ND, and with recomputed activations 8ND; N has the embeddings, which are looked up."""
+    for _, recomputed, *_, share in engine.flops():
+        assert float(share) == pytest.approx(1.17 if recomputed == "yes" else 0.97, abs=0.05)
 
 
 def test_a_layer_of_each_kind_is_compiled_for_all_of_them() -> None:
@@ -40,16 +56,26 @@ def test_a_layer_of_each_kind_is_compiled_for_all_of_them() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "weights", "most"),
-    [("Llama-3.1-8B", "fp32", 18.0), ("Llama-3.3-70B", "fp32", 78.0), ("Llama-3.3-70B", "bf16", 46.0)],
+    ("name", "processes", "weights", "most"),
+    [
+        ("Llama-3.2-1B", 1, "fp32", 11.0),
+        ("Llama-3.2-1B", 8, "fp32", 5.0),
+        ("Llama-3.1-8B", 8, "fp32", 18.0),
+        ("Llama-3.1-8B", 16, "fp32", 9.0),
+        ("Qwen3-32B", 8, "fp32", 39.0),
+        ("Qwen3-32B", 16, "fp32", 24.0),
+        ("Llama-3.3-70B", 8, "fp32", 78.0),
+        ("Llama-3.3-70B", 8, "bf16", 46.0),
+        ("Llama-3.3-70B", 16, "fp32", 46.0),
+    ],
 )
-def test_a_rank_of_eight_holds_an_eighth(name: str, weights: Weights, most: float) -> None:
-    whole = engine.rank(name, 8, weights)
-    assert whole.placed == pytest.approx(whole.weights / 8, rel=0.02)
+def test_a_rank_holds_its_share(name: str, processes: int, weights: Weights, most: float) -> None:
+    whole = engine.rank(name, processes, weights)
+    assert whole.placed == pytest.approx(whole.weights / processes, rel=0.02)
     # One unit more: the embeddings.
     width = 4 if weights == "fp32" else 2
     unit = width * engine.MODELS[name]["vocab_size"] * engine.MODELS[name]["hidden_size"]
-    assert whole.loaded <= 1.05 * whole.weights / 8 + unit
+    assert whole.loaded <= 1.05 * whole.weights / processes + unit
     assert whole.peak / 2**30 <= most
 
 

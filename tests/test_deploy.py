@@ -481,8 +481,10 @@ class TestAws:
         assert attached == dict.fromkeys(of_training, {"ArtifactsPolicy", "TrainingPolicy"}) | dict.fromkeys(
             of_data, {"ArtifactsPolicy", "DocumentsPolicy"}
         )
-        statements = policies("jobs")["DocumentsPolicy"]
-        assert all("Documents" in str(s["Resource"]) and "Condition" in s for s in statements.values())
+        assert all(
+            "Documents" in str(s["Resource"]) and "Condition" in s
+            for s in policies("jobs")["DocumentsPolicy"].values()
+        )
 
     def test_a_task_runs_in_this_cluster_alone(self) -> None:
         statements = policies("ecs")["LauncherPolicy"]
@@ -499,8 +501,9 @@ class TestAws:
     def test_a_launcher_gives_its_jobs_these_roles_alone(
         self, service: str, statement: str, roles: list[str]
     ) -> None:
-        resources = policies(service)["LauncherPolicy"][statement]["Resource"]
-        assert resources == [{"!GetAtt": f"{role}.Arn"} for role in roles]
+        assert policies(service)["LauncherPolicy"][statement]["Resource"] == [
+            {"!GetAtt": f"{role}.Arn"} for role in roles
+        ]
 
     def test_the_database_is_encrypted_private_and_takes_only_tls(self) -> None:
         platform = read(DEPLOY / "aws/platform.yaml", Tagged)["Resources"]

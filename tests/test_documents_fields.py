@@ -131,8 +131,11 @@ def test_offsets_in_utf_16_are_converted_by_the_exported_text(tmp_path: Path) ->
     wrong[1].pop("text")  # it is converted with the others
     row = one(tmp_path, {"text": TEXT, "entities": wrong}, SPANS)
     assert [(each["start"], each["end"]) for each in row["spans"]] == right and row["problem"] is None
-    again = [span(start, end, TEXT[start:end]) for start, end in right]
-    row = one(tmp_path, {"text": TEXT, "entities": again}, SPANS)
+    row = one(
+        tmp_path,
+        {"text": TEXT, "entities": [span(start, end, TEXT[start:end]) for start, end in right]},
+        SPANS,
+    )
     assert [(each["start"], each["end"]) for each in row["spans"]] == right and row["problem"] is None
 
 

@@ -62,8 +62,9 @@ def clustered(
 
 
 def predictions_of(labels: np.ndarray, predicted: np.ndarray, num_labels: int) -> Predictions:
-    names = [str(label) for label in range(num_labels)]
-    return evaluation.predictions_of(labels, np.eye(num_labels)[predicted], names)
+    return evaluation.predictions_of(
+        labels, np.eye(num_labels)[predicted], [str(label) for label in range(num_labels)]
+    )
 
 
 def measured(labels, predictions, groups, *, metric: str, **options) -> resampling.SystemScores:
@@ -394,8 +395,9 @@ class TestWeights:
 
     def test_rows_of_one_group_do_not_make_a_label_measurable(self):
         labels = np.array([0, 1] * 20 + [2] * 12)
-        groups = [*(str(n) for n in range(40)), *["x"] * 6, *["y"] * 6]
-        assert self.run(labels, labels, groups, 3).rare_labels == ["l2"]
+        assert self.run(
+            labels, labels, [*(str(n) for n in range(40)), *["x"] * 6, *["y"] * 6], 3
+        ).rare_labels == ["l2"]
 
 
 @pytest.mark.heavy

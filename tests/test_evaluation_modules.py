@@ -56,8 +56,9 @@ def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 def with_module(settings: UseCaseSettings, module: str, digest: str = "0" * 20) -> UseCaseSettings:
-    asked = {"modules": {module: digest}}
-    return settings.model_copy(update={"evaluation": settings.evaluation.model_copy(update=asked)})
+    return settings.model_copy(
+        update={"evaluation": settings.evaluation.model_copy(update={"modules": {module: digest}})}
+    )
 
 
 def with_its_digest(store: Store, settings: UseCaseSettings, module: str, root: Path) -> UseCaseSettings:

@@ -150,8 +150,10 @@ def check_against_plain_python(rows: list[Row], settings: ExamplesSettings) -> e
 
 
 def test_reasons_that_an_earlier_release_joined_are_read() -> None:
-    rows = pa.table({"reasons": ["no label; empty text", "no label"]})
-    assert examples.reasons_of(rows) == [["no label", "empty text"], ["no label"]]
+    assert examples.reasons_of(pa.table({"reasons": ["no label; empty text", "no label"]})) == [
+        ["no label", "empty text"],
+        ["no label"],
+    ]
 
 
 NAMES = st.sampled_from(["notice", "text", "poem", ""])
@@ -259,8 +261,9 @@ def check_of(rows: list[Row], name: str) -> CheckOutcome:
 def test_unknown_labels_are_named_beside_those_of_the_yaml_and_texts_are_not(
     names: list[str], description: str
 ) -> None:
-    rows = sound_rows({}, *({"label": name} for name in names))
-    assert check_of(rows, "quarantined_share_is_bounded").description == (
+    assert check_of(
+        sound_rows({}, *({"label": name} for name in names)), "quarantined_share_is_bounded"
+    ).description == (
         f"batch 00001-test: {description} the source and deliver it again, or raise"
         " examples.max_quarantined_share"
     )
@@ -318,8 +321,9 @@ class TestBatchWithoutAValidRow:
         self, project: projects.Project
     ) -> None:
         store, use_case = Store(str(project.home / "store")), project.use_case()
-        content = '{"text": ""}\n{"text": "a", "kind": "poem"}\n{half\n'
-        (project.documents / "delivery-1.jsonl").write_text(content)
+        (project.documents / "delivery-1.jsonl").write_text(
+            '{"text": ""}\n{"text": "a", "kind": "poem"}\n{half\n'
+        )
         _, valid, quarantined = validate(store, use_case)
         assert len(pq.read_table(store.folder(valid) / "examples.parquet")) == 0
         assert pq.read_table(store.folder(quarantined) / "quarantined.parquet")["row"].to_pylist() == [

@@ -38,8 +38,14 @@ def fleiss(items: list[list[str]]) -> float:
 
 def test_who_rates_again_counts_once() -> None:
     items = [1, 1, 1, 2, 2, 3, 3]
-    people = ["ann", "bob", "ann", "ann", "bob", "bob", "bob"]
-    found = measure(zip(items, people, ["no", "yes", "yes", "no", "no", "no", "yes"], strict=True))
+    found = measure(
+        zip(
+            items,
+            ["ann", "bob", "ann", "ann", "bob", "bob", "bob"],
+            ["no", "yes", "yes", "no", "no", "no", "yes"],
+            strict=True,
+        )
+    )
     assert (found.kappa, found.num_items) == (1, 2)
 
 
@@ -123,6 +129,7 @@ class TestOfABatch:
     def test_what_was_superseded_does_not_count(self) -> None:
         old = self.answers("text", "notice", label="text")
         new = self.answers("text", "text", label="text", source="b.csv", delivered_ns=2)
-        others = [self.answers("notice", "notice", id="y", label="notice")]
-        found, _ = self.examine(sound_rows(old, new, *others))
+        found, _ = self.examine(
+            sound_rows(old, new, *[self.answers("notice", "notice", id="y", label="notice")])
+        )
         assert (found.kappa, found.num_items) == (1, 2)

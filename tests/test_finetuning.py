@@ -147,8 +147,11 @@ class TestBatches:
 
     def test_balanced_loss_weighs_labels_inversely_to_their_chunks(self, tiny):
         split = tiny.split("train").select(range(6))
-        chunks = [[[101, 102]] * count for count in (4, 1, 1, 1, 1, 4)]
-        split = replace(split, labels=np.array([0, 1, 1, 2, 2, 2]), chunks=chunks)
+        split = replace(
+            split,
+            labels=np.array([0, 1, 1, 2, 2, 2]),
+            chunks=[[[101, 102]] * count for count in (4, 1, 1, 1, 1, 4)],
+        )
         loss = classification._loss_of_output(split, 3)
         weights = 12 / (3 * torch.tensor([4.0, 2.0, 6.0]))
         targets = torch.tensor([0, 1, 2, 2])

@@ -134,8 +134,10 @@ def test_texts_with_spans_become_a_promoted_model(spanned: tuple[projects.Projec
     assert sum(rows["num_spans"]) == report.metadata["num_test_spans"]
     assert sum(rows["num_right"]) == report.metadata["num_right"]
     text = "Licensed under the MIT license, see https://spdx.org/licenses/MIT"
-    said = project.succeed("predict", CASE, text)
-    assert all(re.fullmatch(r" *\d+ to \d+ +(phrase|url): .+", line) for line in said.splitlines())
+    assert all(
+        re.fullmatch(r" *\d+ to \d+ +(phrase|url): .+", line)
+        for line in project.succeed("predict", CASE, text).splitlines()
+    )
 
 
 @pytest.mark.parametrize("examples", [MULTI_LABEL, SPANS])

@@ -149,8 +149,13 @@ def test_a_folder_that_pools_by_its_class_token_is_read_so(case: Prepared, tmp_p
     torch.manual_seed(0)
     ENCODERS["roberta"]().save_pretrained(tmp_path)
     modules = [{"type": "sentence_transformers.models.Pooling", "path": "1_Pooling"}]
-    pooling = {"pooling_mode_cls_token": True}
-    write_files(tmp_path, {"modules.json": json.dumps(modules), "1_Pooling/config.json": json.dumps(pooling)})
+    write_files(
+        tmp_path,
+        {
+            "modules.json": json.dumps(modules),
+            "1_Pooling/config.json": json.dumps({"pooling_mode_cls_token": True}),
+        },
+    )
     model = inference.load_for_training(tmp_path, ["a", "b"], load=inference.load_new_classifier)
     windows = [[[5, 6, 7]]]
     state = model.base_model.eval()(torch.tensor(windows[0])).last_hidden_state[:, 0]

@@ -138,9 +138,11 @@ def test_document_must_be_what_it_is_alone() -> None:
     class Apart(BlindToPositions):
         def forward(self, input_ids, position_ids, use_cache):
             allowed = mask[..., : input_ids.shape[1], : input_ids.shape[1]].expand(len(input_ids), -1, -1, -1)
-            positions = self.positions(position_ids)
             return self.inner(
-                input_ids=input_ids, position_ids=positions, attention_mask=allowed, use_cache=use_cache
+                input_ids=input_ids,
+                position_ids=self.positions(position_ids),
+                attention_mask=allowed,
+                use_cache=use_cache,
             )
 
     found = probe(Apart(inner), 64)

@@ -142,8 +142,11 @@ def test_a_job_that_is_stopped_writes_its_checkpoint_and_the_next_run_goes_on(se
     def stop_once(name: str, wait_seconds: float = 0.0):
         if not (tmp_path / "checkpoint0").exists():
             processes[:] = [process(tmp_path, each) for each in ("workload0", "helper0")]
-            headers = {"Authorization": f"Bearer {TOKEN}"}
-            urlopen(Request(f"{section['address']}/api/jobs/{name}/stop", b"{}", headers)).close()
+            urlopen(
+                Request(
+                    f"{section['address']}/api/jobs/{name}/stop", b"{}", {"Authorization": f"Bearer {TOKEN}"}
+                )
+            ).close()
             wait_for((tmp_path / "checkpoint0").exists, "its checkpoint")
         return poll(name, wait_seconds)
 
@@ -215,8 +218,12 @@ def test_a_cluster_that_does_not_answer_is_one_line() -> None:
 )  # fmt: skip
 @pytest.mark.fault("memory runs out", "ray")
 def test_why_a_job_failed_is_known_from_what_ray_says(kind, code, message, reason, failure):
-    kinds = {"COMMAND_ERROR": "JOB_ENTRYPOINT_COMMAND_ERROR"}
-    job = {"status": "FAILED", "error_type": kinds.get(kind, f"JOB_SUPERVISOR_ACTOR_{kind}")}
+    job = {
+        "status": "FAILED",
+        "error_type": {"COMMAND_ERROR": "JOB_ENTRYPOINT_COMMAND_ERROR"}.get(
+            kind, f"JOB_SUPERVISOR_ACTOR_{kind}"
+        ),
+    }
     status = ray.status_of({**job, "driver_exit_code": code, "message": f"Job failed:\n{message}\n"})
     assert (status.state, status.reason, status.failure) == ("failed", reason, failure)
 

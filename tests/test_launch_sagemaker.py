@@ -172,8 +172,9 @@ def test_what_is_asked_for_is_what_the_yaml_says(service, url, monkeypatch):
         max_hours=None,
         instance_type="ml.p4d.24xlarge",
     )
-    variables = {"DAGSTER_PIPES_CONTEXT": "x" * 6000}
-    request = sage._request(spec(url, "writes", processes=16, environment=variables))
+    request = sage._request(
+        spec(url, "writes", processes=16, environment={"DAGSTER_PIPES_CONTEXT": "x" * 6000})
+    )
     service.num_without_capacity = 1
     sage.ask("sagemaker", "create_training_job", **request)  # the double checks it as AWS does
     assert request["ResourceConfig"] == {
@@ -321,14 +322,19 @@ def test_why_it_failed_fits_into_what_sagemaker_keeps_with_its_class(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     asked = {"version": importlib.metadata.version("fullft-assets"), "gpus": "0"}
-    hosts = {"hosts": ["algo-1"], "current_host": "algo-1"}
     write_files(
         tmp_path / "input/config",
-        {"hyperparameters.json": json.dumps(asked), "resourceconfig.json": json.dumps(hosts)},
+        {
+            "hyperparameters.json": json.dumps(asked),
+            "resourceconfig.json": json.dumps({"hosts": ["algo-1"], "current_host": "algo-1"}),
+        },
     )
     monkeypatch.setenv("FULLFT_OPT_ML", str(tmp_path))
-    ended = Status("failed", "Größe " * 300, "data", is_own_line=True)
-    monkeypatch.setattr(sagemaker_container, "_run", lambda *_: (3, ended))
+    monkeypatch.setattr(
+        sagemaker_container,
+        "_run",
+        lambda *_: (3, Status("failed", "Größe " * 300, "data", is_own_line=True)),
+    )
     assert sagemaker_container.main() == 3
     kept = (tmp_path / "output/failure").read_bytes()[:1024].decode()
     assert kept.startswith("Größe Größe ") and kept.endswith(" [data]")

@@ -479,9 +479,10 @@ class TestRegistration:
         return folder
 
     def test_the_use_case_gets_it_with_its_own_settings(self, package, tmp_path):
-        section = {"kind": "cluster", "queue": "a100", "grace_seconds": 7}
         chosen = launcher_kinds.open_launcher(
-            projects.create(tmp_path, launcher=section).use_case().settings.launcher
+            projects.create(tmp_path, launcher={"kind": "cluster", "queue": "a100", "grace_seconds": 7})
+            .use_case()
+            .settings.launcher
         )
         assert (chosen.place, chosen.settings.queue, chosen.settings.grace_seconds) == (
             "their cluster",

@@ -340,8 +340,12 @@ class TestLabelAudit:
     def test_a_label_of_a_row_without_an_id_is_not_that_of_the_same_row_of_another_file_of_that_name(
         self, seen: Live
     ) -> None:
-        rows = [{"id": "x", "text": "A text without an id of its own."}]
-        seen.see("same.jsonl", rows, predicted={"x": "text"}, fields=("text",))
+        seen.see(
+            "same.jsonl",
+            [{"id": "x", "text": "A text without an id of its own."}],
+            predicted={"x": "text"},
+            fields=("text",),
+        )
         before = seen.count()
         seen.label("same.jsonl", [{"text": "Another text.", "kind": "notice", "expression": "x"}])
         assert seen.count().num_labelled == before.num_labelled

@@ -15,7 +15,8 @@ from fullft_assets.launch.workloads import planning
 from fullft_assets.task import task_of
 from fullft_assets.tasks.baseline import BaselineContext, load_all
 from fullft_assets.tasks.context import WithoutTraining
-from fullft_assets.tasks.trained import Lora
+from fullft_assets.tasks.trained import AdaptedRecipe, Lora, lora_settings
+from fullft_assets.training.finetuning import fine_tune
 from tests import licence_labels
 from tests.prepared import QUIET, Prepared, prepare, prepare_language_model
 
@@ -110,6 +111,18 @@ def test_the_pilots_rows_train_it_unasked(task: str, tmp_path: Path) -> None:
     expected = scored["tfidf"]["macro_f1"] if scored else point["start"]
     assert point["baseline"] == pytest.approx(expected) and point["rows"] < prepared.recipe.num_rows
     assert f"(LoRA on the same rows {pilot.metadata['lora_score']:.3f})" in pilot.checks[0].description
+
+
+@pytest.mark.parametrize(("rate", "expected"), [(None, 1e-3), (1e-5, 1e-4)])
+def test_its_rate_is_ten_times_that_of_full_fine_tuning(
+    rate: float | None, expected: float, tmp_path: Path
+) -> None:
+    prepared = prepared_for("classification", tmp_path / "project")
+    changed = prepared.use_case.settings.training.model_copy(update={"learning_rate": rate, "epochs": 1.0})
+    settings = lora_settings(prepared.use_case.settings.model_copy(update={"training": changed}))
+    recipe: Any = AdaptedRecipe(prepared.recipe)
+    fit = fine_tune(recipe, settings, 1, tmp_path / "fit", QUIET, evaluate_at=[], resumable=False)
+    assert fit.about["learning_rate"] == pytest.approx(expected)
 
 
 @pytest.mark.slow

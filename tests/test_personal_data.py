@@ -31,10 +31,9 @@ def test_each_kind_is_found(counts: dict[str, Counter[str]], kind: str) -> None:
 
 def test_each_country_s_mobile_numbers_are_found_in_national_notation() -> None:
     """libphonenumber's examples; of Denmark's pairs and Mexico's groups a word before them must tell."""
-    numbers = personal_data.example_telephones()["mobile"]
     missed = [
         number
-        for number in numbers
+        for number in personal_data.example_telephones()["mobile"]
         if [one.kind for one in search.find(f"Ana, {number}, from Monday.")] != ["phone"]
     ]
     assert missed == ["34 41 23 45", "222 123 4567"]

@@ -224,6 +224,27 @@ def test_where_the_model_fails_its_gates_the_best_baseline_ships(lab: Lab) -> No
     assert release.judged_against(lab.store, "mail", model, newer).champion == champion.checkpoint
 
 
+def test_a_baseline_that_ships_untrained_says_why(lab: Lab) -> None:
+    words = lab.store.load(
+        EvaluationMetadata.of(
+            lab.store.load(str(EvaluationMetadata.of(judged(lab, "why", 0.9)[1]).ships))
+        ).checkpoint
+    )
+    settings = lab.use_case.settings.model_copy(update={"release": ReleaseSettings(**FEW_GROUPS)})
+    choices = [
+        read_verdict(
+            lab.store.folder(lab.evaluate(words, f"why {champion is None}", champion, settings))
+        ).choice
+        for champion in (None, words)
+    ]
+    assert re.match(
+        r"The TF-IDF .+ is chosen: macro-F1 \d.+ on the test rows, against \d.+; the pilot predicts too little"
+        r" gain of fine-tuning; making it took .+\.",
+        choices[0],
+    ), choices
+    assert choices[1] == ""
+
+
 def test_with_finetuned_alone_nothing_ships(lab: Lab) -> None:
     model, report = judged(lab, "alone", 0.9, candidates="finetuned")
     assert EvaluationMetadata.of(report).ships is None

@@ -136,8 +136,11 @@ class Login:
                     options={"require": ["exp"], "verify_aud": not signer},
                 )
                 if signer in (None, self._audience):
-                    is_verified = str(claims.get("email_verified", True)).lower() != "false"
-                    return (claims.get("email") if is_verified else None) or claims["sub"]
+                    return (
+                        claims.get("email")
+                        if (str(claims.get("email_verified", True)).lower() != "false")
+                        else None
+                    ) or claims["sub"]
         return None
 
 

@@ -189,21 +189,19 @@ def _measure(
 ) -> SliceScore:
     # A label's F1 counts rows without the label, too: those that it was predicted of.
     counted_rows = np.arange(len(index)) if isinstance(metric, LabelF1) else rows
-    groups = np.unique(index[counted_rows], return_inverse=True)[1]
     scores = measure(
         metric,
         {system_name: system.take(counted_rows) for system_name, system in pair.items()},
-        groups,
+        np.unique(index[counted_rows], return_inverse=True)[1],
         **sampling,
     )
-    reference = sampling["reference"]
     return SliceScore(
         kind=kind,
         name=name,
         num_rows=len(rows),
         num_groups=len(np.unique(index[rows])),
         effective_groups=scores.effective_groups,
-        score=scores.scores[reference],
+        score=scores.scores[sampling["reference"]],
         rival=scores.scores[rival],
         gain=scores.gains[rival],
     )

@@ -92,8 +92,10 @@ def shifted_words(before: Iterable[str], now: Iterable[str]) -> list[tuple[str, 
     scores = np.abs(new - old) / np.sqrt(
         np.maximum(pooled * (1 - pooled), 1e-12) * (1 / sizes[0] + 1 / sizes[1])
     )
-    order = np.argsort(-scores, kind="stable")[:NUM_WORDS]
-    return [(names[number], float(old[number]), float(new[number])) for number in order]
+    return [
+        (names[number], float(old[number]), float(new[number]))
+        for number in np.argsort(-scores, kind="stable")[:NUM_WORDS]
+    ]
 
 
 def render_explanation(title: str, changes: Sequence[str], words: Sequence[tuple[str, float, float]]) -> str:

@@ -124,8 +124,7 @@ def promote(
 
     def change(state: ReleaseState | None) -> ReleaseState | None:
         nonlocal is_champion
-        is_champion = allowed(state)
-        if not is_champion or (state is not None and state.checkpoint == champion.checkpoint):
+        if not allowed(state) or (state is not None and state.checkpoint == champion.checkpoint):
             return None
         past = (
             []

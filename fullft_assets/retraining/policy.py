@@ -112,12 +112,11 @@ def _new_data(state: State, signals: Signals, settings: RetrainingSettings) -> R
 def _drift(state: State, signals: Signals, settings: RetrainingSettings) -> Rule:
     drift_start = drift_began(state, signals.windows, signals.now, settings)
     if drift_start is None:
-        is_reported = settings.on_drift == "report"
         return Rule(
             "drift",
             "wait",
             "drift is reported and starts no retrain (on_drift = report)"
-            if is_reported
+            if (settings.on_drift == "report")
             else f"drift is not confirmed in {settings.drift_windows} of the last {NUM_WINDOWS} windows",
         )
     reason = f"drift is confirmed since the window of {date(drift_start)}"

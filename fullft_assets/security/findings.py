@@ -366,8 +366,7 @@ def of_account(home: Path) -> Iterator[Finding]:
                     f"{resources}: {result['status_detail']}",
                     result["remediation"]["desc"],
                 )
-        newest = max((result["time"] for result in results), default=0)
-        if time.time() - newest > _OLD_DAYS * 86_400:
+        if time.time() - max((result["time"] for result in results), default=0) > _OLD_DAYS * 86_400:
             yield Finding("prowler_old", "warning", f"{path} is over {_OLD_DAYS} days old", fix)
     except (ValueError, KeyError, TypeError) as error:
         yield Finding("prowler_old", "warning", f"{path} cannot be read ({type(error).__name__})", fix)

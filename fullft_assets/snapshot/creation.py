@@ -204,8 +204,9 @@ class _Creation:
         positions = frozen.places["position"].to_numpy()
         num_tokens = np.zeros(len(positions), np.int64)
         for name, numbers in by_batch(frozen.places):
-            path = self.store.folder(self.chunks[name]) / CHUNKS_FILE
-            num_tokens[numbers] = read_rows(path, "num_tokens", positions[numbers]).to_numpy()
+            num_tokens[numbers] = read_rows(
+                (self.store.folder(self.chunks[name]) / CHUNKS_FILE), "num_tokens", positions[numbers]
+            ).to_numpy()
         metadata = SnapshotMetadata(
             **frozen.metadata,
             **metadata_of(frozen.agreement),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from fullft_assets.errors import DivergenceError, SettingsError, StoreError
 from fullft_assets.snapshot import Split
@@ -152,7 +152,7 @@ def lora_settings(settings: UseCaseSettings) -> TrainingSettings:
     training = settings.training
     return training.model_copy(
         update={
-            "learning_rate": min(_TIMES_THE_RATE * training.peak_rate, 0.5),
+            "learning_rate": training.learning_rate and min(_TIMES_THE_RATE * training.learning_rate, 0.5),
             "optimizer": "adamw",
             "freeze_layers": 0,
             "l2_sp": 0.0,
@@ -201,6 +201,7 @@ def adapt(recipe: Recipe, settings: TrainingSettings, rank: int) -> PreTrainedMo
 class AdaptedRecipe:
     """A task's recipe whose model is the base model with adapters."""
 
+    rate_factor: ClassVar[int] = _TIMES_THE_RATE
     _recipe: Recipe
 
     def __getattr__(self, name: str) -> Any:

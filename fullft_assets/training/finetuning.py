@@ -180,7 +180,9 @@ class TrainingSegment:
             and getattr(self.model.config.get_text_config(), "hidden_size", math.inf) <= 512
         )
         #: Peak learning rate that the training began with.
-        self.rate = run.settings.learning_rate or (_RATE_OF_SMALL if is_small else run.settings.peak_rate)
+        self.rate = run.settings.learning_rate or (
+            run.recipe.rate_factor * (_RATE_OF_SMALL if is_small else run.settings.peak_rate)
+        )
         if self.settings.learning_rate is None:
             self.settings = self.settings.model_copy(update={"learning_rate": self.rate})
         # Passes of training have no use for one; and what is exported must not depend on a kill.

@@ -44,6 +44,8 @@ class Recipe(ABC):
 
     #: Whether the output head is new: not in the pretrained weights.
     has_new_head: ClassVar[bool]
+    #: What a learning rate that is not set is multiplied by.
+    rate_factor: ClassVar[int] = 1
 
     @property
     @abstractmethod

@@ -90,8 +90,9 @@ def _messages(record: dict[str, Any], field: str | None) -> list[Message]:
     turns = _turns(record[question], question, "user")
     for name in _SUBJECTS if question != "prompt" else ():
         # A list of passages, as retrieval exports have it, is no part of the question.
-        is_list = name == "context" and isinstance(record.get(name), list)
-        if record.get(name) not in (None, "") and not is_list:
+        if record.get(name) not in (None, "") and not (
+            name == "context" and isinstance(record.get(name), list)
+        ):
             turns[-1]["content"] += f"\n\n{_turn_text(record[name], f'field `{name}`')}"
     return _with_system(record, [*_history(record), *turns, *_turns(record[answer], answer, "assistant")])
 

@@ -121,9 +121,9 @@ def _choose(finetuned: Judged, test: Split, num_left_out: int) -> tuple[str, Man
     processes that share the models must call this; the first one's answer counts.
 
     The systems are confirmed on the test rows one after the other, in the order of their validation scores:
-    the next one only where the one before did not fail against the champion, so that a system which is not
-    better than the champion passes no more often than with one comparison (fixed sequence, Maurer et al.
-    1995).
+    the next one only where the one before did not fail against the champion, so that baselines which are not
+    better than the champion pass no more often than with one comparison (fixed sequence, Maurer et al. 1995).
+    The fine-tuned model has its own gates wherever it stands: with it there are two.
     """
     context = finetuned.context
     inputs = context.inputs
@@ -133,10 +133,10 @@ def _choose(finetuned: Judged, test: Split, num_left_out: int) -> tuple[str, Man
     about = CheckpointMetadata.of(inputs[FINETUNED_CHECKPOINT])
     score = about.facts.get(f"validation_{settings.primary_metric}")
     is_comparable = (
-        about.system == FINETUNED
-        and about.snapshot == snapshot.ref
-        and baselines.inputs.get(TRAINING_SNAPSHOT) == snapshot.content_digest
+        about.snapshot == snapshot.ref and baselines.inputs.get(TRAINING_SNAPSHOT) == snapshot.content_digest
     )
+    if about.system != FINETUNED:
+        return _untrained(finetuned), None
     if not is_comparable or score is None or finetuned.decision.answer == "insufficient_data":
         return NOTHING
     systems = candidates(BaselinesMetadata.of(baselines), settings.release, score)
@@ -170,11 +170,35 @@ def _choose(finetuned: Judged, test: Split, num_left_out: int) -> tuple[str, Man
     return NOTHING
 
 
+def _untrained(baseline: Judged) -> str:
+    """Return why a baseline is to become champion where nothing was trained; nothing of one that is not, or
+    that is champion.
+    """
+    inputs = baseline.context.inputs
+    if not baseline.decision.promote or (
+        CHAMPION in inputs and inputs[CHAMPION].ref == inputs[FINETUNED_CHECKPOINT].ref
+    ):
+        return ""
+    return _sentence(
+        baseline.evaluation,
+        baseline.evaluation.justification.best_baseline,
+        "the best of the others; the pilot predicts too little gain of fine-tuning",
+        baseline.costs,
+    )
+
+
+def _sentence(evaluation: Evaluation, rival: str, reason: str, costs: Mapping[str, report.SystemCost]) -> str:
+    # Predictions from outside have none.
+    making, that = (costs.get(name, report.SystemCost()).all for name in (evaluation.candidate, rival))
+    return choice_sentence(
+        evaluation, rival, reason=reason, costs=f"making it took {making}, and that {that}"
+    )
+
+
 def _choice(
     judgement: Judged, finetuned: Judged, systems: list[str], num_left_out: int
 ) -> tuple[str, Manifest | None]:
     context = judgement.context
-    costs = finetuned.costs
     rival = FINETUNED
     reason = "which did not pass its gates"
     if judgement is finetuned:
@@ -186,12 +210,7 @@ def _choice(
     elif finetuned.decision.promote:
         worth = f"{context.job.settings.release.worth:g} (release.worth)"
         reason = f"which costs more to serve and was not better by {worth} on the validation rows"
-    sentence = choice_sentence(
-        judgement.evaluation,
-        rival,
-        reason=reason,
-        costs=f"making it took {costs[judgement.evaluation.candidate].all}, and that {costs[rival].all}",
-    )
+    sentence = _sentence(judgement.evaluation, rival, reason, finetuned.costs)
     context.progress.say(sentence)
     if judgement is finetuned:
         return sentence, None
@@ -294,8 +313,9 @@ def unseen(job: Job, store: Store, inputs: Mapping[str, Manifest], test: Split) 
     snapshots.pop(inputs[TRAINING_SNAPSHOT].content_digest, None)
     learned_rows: set[int] = set()
     for snapshot in snapshots.values():
-        train = load_split(store, snapshot, "train", chunks=False)
-        learned_rows.update(near_duplicates(train.texts, test.texts))
+        learned_rows.update(
+            near_duplicates(load_split(store, snapshot, "train", chunks=False).texts, test.texts)
+        )
     if len(learned_rows) == len(test):
         raise DataError(
             "evaluation: every test row was learned from by a model that is evaluated; deliver new labelled"
@@ -312,8 +332,9 @@ def _seed_runs(store: Store, inputs: Mapping[str, Manifest]) -> dict[str, list[E
     for name, manifest in inputs.items():
         if name.startswith(SEED_RUN):
             recipe = recipe_digest(store.load(EvaluationMetadata.of(manifest).checkpoint))
-            content = (store.folder(manifest) / EVALUATION_FILE).read_bytes()
-            evaluations[recipe].append(read_evaluation(content))
+            evaluations[recipe].append(
+                read_evaluation((store.folder(manifest) / EVALUATION_FILE).read_bytes())
+            )
     return evaluations
 
 

@@ -306,8 +306,7 @@ def _read_sums(store: Store, past: Past[Manifest]) -> Past[Sums]:
 
 
 def _texts(store: Store, report: Manifest, job: Job) -> list[str]:
-    documents = store.load(DriftMetadata.of(report).documents)
-    table = pq.read_table(store.folder(documents) / DOCUMENTS_FILE)
+    table = pq.read_table(store.folder(store.load(DriftMetadata.of(report).documents)) / DOCUMENTS_FILE)
     window = ProductionRows.read(table, job.settings.seed, MAX_WINDOW_ROWS)
     return [window.texts[index] for index in window.sample]
 

@@ -219,12 +219,15 @@ def _write_baselines(workload: Planning, draft: Draft) -> Manifest | None:
         scores[name] = metrics[metric]
         workload.progress.say(f"{name}: validation {metric} {scores[name]:.4f}")
     best = max(scores, key=scores.__getitem__)
-    hourly_usd = workload.job.settings.planning.hourly_usd
     metadata = planning.BaselinesMetadata(
         labels=label_names(workload.snapshot),
         scores=scores,
         seconds=seconds,
-        usd={name: seconds[name] / 3600 * hourly_usd + context.paid.get(name, 0.0) for name in seconds},
+        usd={
+            name: seconds[name] / 3600 * workload.job.settings.planning.hourly_usd
+            + context.paid.get(name, 0.0)
+            for name in seconds
+        },
         best=best,
         best_score=scores[best],
     )
