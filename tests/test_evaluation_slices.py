@@ -109,8 +109,11 @@ def test_a_rare_label_that_the_model_forgets_is_found_and_one_that_it_gives_less
     for predicted, passes in ((often, True), (always_common, False)):
         systems = {FINETUNED: predicted, CHAMPION: champion, "tfidf": always_common}
         probabilities = {name: np.eye(len(names))[each] for name, each in systems.items()}
-        rows = [str(row) for row in range(len(truth))]
-        gate = gate_of(assessment.assess(truth, probabilities, rows, names, comparison))
+        gate = gate_of(
+            assessment.assess(
+                truth, probabilities, [str(row) for row in range(len(truth))], names, comparison
+            )
+        )
         assert gate.passed is passes, gate.text
 
 

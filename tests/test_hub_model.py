@@ -32,9 +32,15 @@ def test_pinned_model_is_found_where_the_hubs_own_library_finds_it(snapshot: Pat
     from huggingface_hub import snapshot_download
 
     assert resolve_base_model(f"acme/tiny-bert@{COMMIT}", tmp_path) == snapshot
-    cache = tmp_path / "home" / "hub"
     assert (
-        Path(snapshot_download("acme/tiny-bert", revision=COMMIT, cache_dir=cache, local_files_only=True))
+        Path(
+            snapshot_download(
+                "acme/tiny-bert",
+                revision=COMMIT,
+                cache_dir=(tmp_path / "home" / "hub"),
+                local_files_only=True,
+            )
+        )
         == snapshot
     )
     assert read_header(snapshot).model_type == "bert"

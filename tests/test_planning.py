@@ -147,8 +147,9 @@ class TestPilotRows:
             with pytest.raises(SettingsError, match="two batches"):
                 pilot_rows(num_rows, share, batch_size)
             return
-        rows = pilot_rows(num_rows, share, batch_size)
-        assert rows == max(2 * batch_size, int(num_rows * share)) <= num_rows
+        assert (
+            pilot_rows(num_rows, share, batch_size) == max(2 * batch_size, int(num_rows * share)) <= num_rows
+        )
 
     def test_refusal_names_the_key_and_a_value_that_works(self):
         with pytest.raises(SettingsError, match=r"training.batch_size: 50 .* to 6"):
@@ -173,9 +174,10 @@ class TestPredictedScore:
         point = pilot_of(0.1, 0.5, baseline=0.56)
         prediction = predict_score(point, 0.7, 3_000, 1_000)
         chance = 1.645 * (0.015**2 + 0.25 / 1_000) ** 0.5
-        ends = [prediction.low, prediction.predicted, prediction.high]
         # At most what the steps gained once more.
-        assert ends == pytest.approx([0.75 - chance, 0.75, 0.74 + 0.1 + chance])
+        assert [prediction.low, prediction.predicted, prediction.high] == pytest.approx(
+            [0.75 - chance, 0.75, 0.74 + 0.1 + chance]
+        )
         assert predict_score(pilot_of(0.03), 0.7, 3_000, 1_000).high == pytest.approx(0.79 + chance)
         assert predict_score(point, 0.7, 3_000, 100).low < prediction.low
         whole = predict_score(point, 0.7, 300, 1_000)
