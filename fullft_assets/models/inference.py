@@ -97,12 +97,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def load_classifier(folder: ModelFolder, **options: Any) -> Any:
-    """Load a sequence classifier: one whose head reads pooled hidden states, or the architecture's own.
-
-    Args:
-        options: of transformers. `dtype` is `precision.of_scored_weights` by default.
-    """
-    options = {"dtype": precision.of_scored_weights()} | options
+    """Load a sequence classifier: one whose head reads pooled hidden states, or the architecture's own."""
     if not loading.has_pooled_classifier(folder):
         return _load_with_head(AutoModelForSequenceClassification, folder, _NO_CLASSIFIER, options)
     loaded = loading.load(loading.saved_class(type(loading.read_config(folder))), folder, **options)
@@ -126,12 +121,12 @@ def load_new_classifier(folder: ModelFolder, **options: Any) -> Any:
 
 
 def load_tagger(folder: ModelFolder, **options: Any) -> Any:
-    """Load a token classifier; options as of `load_classifier`."""
+    """Load a token classifier."""
     return _load_with_head(
         AutoModelForTokenClassification,
         folder,
         "tokens in transformers; give an encoder such as BERT",
-        {"dtype": precision.of_scored_weights()} | options,
+        options,
     )
 
 

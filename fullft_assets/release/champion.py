@@ -124,7 +124,8 @@ def promote(
 
     def change(state: ReleaseState | None) -> ReleaseState | None:
         nonlocal is_champion
-        if not allowed(state) or (state is not None and state.checkpoint == champion.checkpoint):
+        is_champion = allowed(state)
+        if not is_champion or (state is not None and state.checkpoint == champion.checkpoint):
             return None
         past = (
             []

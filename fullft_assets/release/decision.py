@@ -115,7 +115,10 @@ def judged_against(store: Store, case: str, candidate: Manifest, snapshot: Manif
     looks = tuple(
         run["evaluation"]
         for run in _runs(store, case)
-        if run.get("incumbent") == incumbent and 2 * run["num_test_groups"] >= num_groups
+        if run.get("incumbent") == incumbent
+        # Without a champion the fine-tuned model alone has to be better than something.
+        and (incumbent is not None or run.get("candidate") == FINETUNED)
+        and 2 * run["num_test_groups"] >= num_groups
     )
     if state is None:
         return JudgedAgainst(None, None, looks=looks)
@@ -418,6 +421,7 @@ def _record_run(store: Store, checkpoint: Manifest, report: Manifest) -> None:
         "recipe": recipe_digest(checkpoint),
         "evaluation": report.ref,
         "incumbent": metadata.incumbent,
+        "candidate": metadata.candidate,
         "num_test_groups": metadata.num_test_groups,
     }
 

@@ -182,7 +182,7 @@ def _untrained(baseline: Judged) -> str:
     return _sentence(
         baseline.evaluation,
         baseline.evaluation.justification.best_baseline,
-        "the best of the others; the pilot predicts too little gain of fine-tuning",
+        "the best of the others; nothing was fine-tuned",
         baseline.costs,
     )
 
