@@ -18,6 +18,7 @@ from fullft_assets.evaluation.verdict import read_verdict
 from fullft_assets.launch.workloads.evaluation import work
 from fullft_assets.monitoring import DriftMetadata
 from fullft_assets.planning import BaselinesMetadata
+from fullft_assets.report.rendering import system_costs
 from fullft_assets.resources.champion import load_champion
 from fullft_assets.settings import ReleaseSettings
 from fullft_assets.settings.use_case import UseCase
@@ -140,7 +141,8 @@ def test_lora_is_judged_and_writes_where_no_language_model_was_trained(tmp_path:
         context = prepared.baseline_context
         scored = dict(prepared.recipe.score_baselines(["base_model", "lora"], draft.path, context))
         scores = {name: metrics["token_probability"] for name, metrics in scored.items()}
-        baselines = draft.commit(settings={}, inputs={}, metadata=manifests.baselines([], scores))
+        metadata = manifests.baselines([], scores) | {"rises": {"lora": scored["lora"]["general_rise"]}}
+        baselines = draft.commit(settings={}, inputs={}, metadata=metadata)
     about = manifests.pilot([{"rows": 50, "token_probability": 0.4}], best="base_model")
     pilot = manifests.write(store, job.case, "pilot_run", "p", about)
     stored = store_baseline(job, store, prepared.snapshot, baselines, "lora", QUIET)
@@ -155,6 +157,11 @@ def test_lora_is_judged_and_writes_where_no_language_model_was_trained(tmp_path:
     base_loss = prepared.recipe.score_general(prepared.recipe.load_original(job.settings.training), QUIET)
     assert found.before == pytest.approx(base_loss["general_loss"], rel=1e-4)
     assert found.rise == pytest.approx(found.after - found.before) and found.rise != 0
+    # Beside another candidate, too.
+    costs = system_costs(
+        {"cheaper_baselines": baselines, "training_snapshot": prepared.snapshot}, job.settings, {}, 1
+    )
+    assert [costs[name].forgot for name in scores] == [0.0, pytest.approx(found.rise, rel=1e-3)]
     manifests.promote(store, job.case, stored.ref, snapshot=prepared.snapshot.ref)
     assert load_champion(store, job.case, prepared.use_case.settings).predict(["The license"], 5)
 

@@ -53,8 +53,7 @@ def is_iban(number: str) -> bool:
 def us_ssn(number: str) -> bool:
     """Return whether the Social Security Administration may have given out this number."""
     area = number[:3]
-    middle = number[3:5]
-    impossible = area in ("000", "666") or area[0] == "9" or middle == "00" or number[5:] == "0000"
+    impossible = area in ("000", "666") or area[0] == "9" or number[3:5] == "00" or number[5:] == "0000"
     return not impossible and number not in _ADVERTISED_SSNS
 
 

@@ -112,12 +112,14 @@ class BaselinesMetadata(Metadata):
         scores: on the validation rows, in the primary metric.
         seconds: to fit it and to predict the validation rows.
         usd: these seconds at `planning.hourly_usd`, and what a service asked for.
+        rises: on general text since the base model, of those that train it and where there is such text.
     """
 
     labels: Annotated[list[str], Private.LABELS]
     scores: dict[str, float]
     seconds: dict[str, float]
     usd: dict[str, float]
+    rises: dict[str, float] = {}
     best: str
     best_score: float
 

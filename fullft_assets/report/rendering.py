@@ -142,7 +142,7 @@ def system_costs(
             usd_a_million=baselines.usd[name] / max(1, num_validation_rows) * 1e6
             if BASELINES.get(name).needs_network
             else None,
-            forgot=None if BASELINES.get(name).trainings(settings) else 0.0,
+            forgot=baselines.rises.get(name, None if BASELINES.get(name).trainings(settings) else 0.0),
         )
         for name, seconds_to_make in baselines.seconds.items()
     }

@@ -635,8 +635,11 @@ def recorded_section(values: Mapping[str, Any]) -> LauncherSettings:
     """Return a section `launcher` as a store has it, which may have been written by an earlier release."""
     section = _section_class(values)
     # A launcher of another package knows its own keys.
-    is_other = section is OtherLauncherSettings
-    return section.model_validate(values) if is_other else section.from_manifest(values)
+    return (
+        section.model_validate(values)
+        if (section is OtherLauncherSettings)
+        else section.from_manifest(values)
+    )
 
 
 def _section_class(values: Mapping[str, Any]) -> type[LauncherSettings]:

@@ -108,7 +108,11 @@ class Encoder(Recipe):
         self, names: Sequence[str], folder: Path, context: BaselineContext
     ) -> Iterator[tuple[str, dict[str, float]]]:
         for name, baseline in fit_all(names, self.train, self._with_recipe(context), folder):
-            yield name, self._score_predicted(name, baseline.predict(self.validation), folder)
+            yield (
+                name,
+                self._score_predicted(name, baseline.predict(self.validation), folder)
+                | baseline.general_scores(),
+            )
 
     def _with_recipe(self, context: BaselineContext) -> BaselineContext:
         return replace(context, labels=self.labels, open_recipe=lambda: self)

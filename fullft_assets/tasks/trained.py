@@ -103,15 +103,16 @@ class Lora(Baseline):
         export_model(model, folder, context)
 
     def general_scores(self) -> dict[str, float]:
-        recipe = self.context.open_recipe()
+        recipe: Any = self.context.open_recipe()
+        if recipe.general is None:
+            return {}
         # Adapters that are new change nothing: one loading serves both.
         model = self._untrained()
         before = recipe.score_general(model, self.context.progress)
         _load_trained(model, self.weights)
         after = recipe.score_general(model, self.context.progress)
-        for name, value in before.items():
-            after |= {"general_before": value, "general_rise": after[name] - value}
-        return after
+        ((name, value),) = before.items()
+        return after | {"general_before": value, "general_rise": after[name] - value}
 
     def _model(self) -> PreTrainedModel:
         model = self._untrained()

@@ -198,7 +198,7 @@ def _write_plan(workload: Planning, draft: Draft) -> Manifest | None:
 
 def _write_baselines(workload: Planning, draft: Draft) -> Manifest | None:
     metric = workload.job.settings.primary_metric
-    scores = {}
+    measured = {}
     seconds = {}
     context = replace(
         baseline_context(workload.job, workload.store, workload.snapshot, workload.progress),
@@ -210,14 +210,14 @@ def _write_baselines(workload: Planning, draft: Draft) -> Manifest | None:
 
     for name in workload.job.settings.baselines:
         began = time.monotonic()
-        metrics = (
+        measured[name] = (
             ranks.by_first(partial(score, name), workload.progress)
             if context.shares_models and not BASELINES.get(name).shares_model
             else score(name)
         )
         seconds[name] = time.monotonic() - began
-        scores[name] = metrics[metric]
-        workload.progress.say(f"{name}: validation {metric} {scores[name]:.4f}")
+        workload.progress.say(f"{name}: validation {metric} {measured[name][metric]:.4f}")
+    scores = {name: metrics[metric] for name, metrics in measured.items()}
     best = max(scores, key=scores.__getitem__)
     metadata = planning.BaselinesMetadata(
         labels=label_names(workload.snapshot),
@@ -227,6 +227,9 @@ def _write_baselines(workload: Planning, draft: Draft) -> Manifest | None:
             name: seconds[name] / 3600 * workload.job.settings.planning.hourly_usd
             + context.paid.get(name, 0.0)
             for name in seconds
+        },
+        rises={
+            name: metrics["general_rise"] for name, metrics in measured.items() if "general_rise" in metrics
         },
         best=best,
         best_score=scores[best],

@@ -147,7 +147,7 @@ class NextTokenRecipe(Recipe):
                     f"baseline {name}: num_right is missing; it has to score the tokens of the validation"
                     " rows' chunks"
                 )
-            yield name, _metrics(scores)
+            yield name, _metrics(scores) | baseline.general_scores()
 
     def _with_recipe(self, context: BaselineContext) -> BaselineContext:
         return replace(context, open_recipe=lambda: self)
