@@ -86,9 +86,10 @@ class Watched:
         with self.store.create(CASE, "drift_report", window.name, version="1", seed=1) as draft:
             found = [monitoring.FarDocument(source=f"{name}.jsonl", row=row, distance=2.0) for row in far]
             monitoring.write_far(draft.path / monitoring.FAR, found)
-            metadata = {**manifests.drift("alarm"), "documents": seen.ref}
             made = draft.commit(
-                settings={}, inputs={"production_documents": seen.content_digest}, metadata=metadata
+                settings={},
+                inputs={"production_documents": seen.content_digest},
+                metadata={**manifests.drift("alarm"), "documents": seen.ref},
             )
         self.store.write_pointer(f"latest/{CASE}/drift_report/{window.name}", {"ref": made.ref})
 

@@ -585,8 +585,9 @@ def test_an_image_whose_torch_sees_fewer_gpus_than_the_pod_asked_for_is_refused(
     (tmp_path / "torch.py").write_text(
         f"class accelerator:\n    device_count = staticmethod(lambda: {seen})\n"
     )
-    path = os.pathsep.join(map(str, [tmp_path, TESTS.parent, TESTS]))
-    code, found = last_words(tmp_path, {"PYTHONPATH": path}, gpus=2)
+    code, found = last_words(
+        tmp_path, {"PYTHONPATH": os.pathsep.join(map(str, [tmp_path, TESTS.parent, TESTS]))}, gpus=2
+    )
     assert (code, found.failure, found.is_own_line) == (3, "settings", True)
     assert re.fullmatch(rf"torch .* {seen} GPUs, and 2 .*; {todo}.*", found.reason)
 

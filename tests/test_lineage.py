@@ -180,8 +180,12 @@ class TestWhatItLearned:
         assert len(seen) > 10
         for start, expected in ((None, seen), (champion, set())):
             made = train(encoder, f"elsewhere {start and start.key}", start, on=other, **STILL)
-            inputs = {"training_snapshot": other, "finetuned_checkpoint": made}
-            judged = evaluation.unseen(encoder.job("evaluation_report"), encoder.store, inputs, test)
+            judged = evaluation.unseen(
+                encoder.job("evaluation_report"),
+                encoder.store,
+                {"training_snapshot": other, "finetuned_checkpoint": made},
+                test,
+            )
             assert set(judged.texts) & seen == expected
 
     def test_a_model_with_erased_documents_of_an_earlier_training_is_named_and_not_trained_further(

@@ -18,7 +18,7 @@ from fullft_assets.tasks.context import WithoutTraining
 from fullft_assets.tasks.trained import AdaptedRecipe, Lora, lora_settings
 from fullft_assets.training.finetuning import fine_tune
 from tests import licence_labels
-from tests.prepared import QUIET, Prepared, prepare, prepare_language_model
+from tests.prepared import QUIET, Prepared, prepare, prepare_language_model, write_general
 
 #: Options of `prepare` by task.
 LABELLED: dict[str, dict[str, Any]] = {
@@ -111,6 +111,21 @@ def test_the_pilots_rows_train_it_unasked(task: str, tmp_path: Path) -> None:
     expected = scored["tfidf"]["macro_f1"] if scored else point["start"]
     assert point["baseline"] == pytest.approx(expected) and point["rows"] < prepared.recipe.num_rows
     assert f"(LoRA on the same rows {pilot.metadata['lora_score']:.3f})" in pilot.checks[0].description
+
+
+def test_what_it_forgets_is_measured_where_it_is_asked_for(tmp_path: Path) -> None:
+    write_general(tmp_path / "general", 20)
+    prepared = prepare(
+        tmp_path,
+        tiny=True,
+        **LABELLED["classification"],
+        planning={"baselines": ["tfidf", "lora"]},
+        snapshot={"general": {"path": "general"}},
+    )
+    job = prepared.job("pilot_run")
+    planning.work(job, prepared.store, QUIET)
+    found = prepared.store.find(job.case, "cheaper_baselines", job.key)
+    assert list(found.metadata["rises"]) == ["lora"] and found.metadata["rises"]["lora"] > 0
 
 
 @pytest.mark.parametrize(("rate", "expected"), [(None, 1e-3), (1e-5, 1e-4)])

@@ -50,8 +50,9 @@ def test_names_places_and_dates_are_found_in_a_text_that_is_longer_than_the_pipe
 ) -> None:
     text = "The notice must stay in all copies of the program. " * 900 + SENTENCE
     assert len(text) > 2 * entities._MOST_CHARACTERS
-    search = PersonalDataSearch(KINDS, model)
-    found = search.find_all(pa.array([None, text, "", "This licence covers copies and notices."]))
+    found = PersonalDataSearch(KINDS, model).find_all(
+        pa.array([None, text, "", "This licence covers copies and notices."])
+    )
     assert {row: shown(text, each) for row, each in found.items()} == {
         1: [("person", "Ann Rossi"), ("location", "Ghent"), ("date", "3 May")]
     }

@@ -59,5 +59,6 @@ def test_the_plan_of_the_workload_names_what_fits(tiny: Prepared, monkeypatch: p
     assert plan_metadata.flops > 0
     set_latest(tiny.store, tiny.use_case.name, "training_snapshot", tiny.snapshot)
     set_latest(tiny.store, tiny.use_case.name, "feasibility_plan", manifest)
-    lines = plan(tiny.use_case, tiny.store)
-    assert any("on this machine measured by the last plan" in line for line in lines)
+    assert any(
+        "on this machine measured by the last plan" in line for line in plan(tiny.use_case, tiny.store)
+    )

@@ -150,9 +150,17 @@ def test_time_counts_beside_the_price(hours: tuple[float, float], recommended: s
     are.
     """
     here = TargetPlan(target=HERE, fits=True, hours=hours, usd=(0.0, 0.0))
-    gpu = Target(name="g6.xlarge", gpu="L4", hourly_usd=0.8)
     chosen = recommend(
-        [here, TargetPlan(target=gpu, fits=True, hours=(0.03, 0.2), usd=(0.04, 0.27))], use_case()
+        [
+            here,
+            TargetPlan(
+                target=Target(name="g6.xlarge", gpu="L4", hourly_usd=0.8),
+                fits=True,
+                hours=(0.03, 0.2),
+                usd=(0.04, 0.27),
+            ),
+        ],
+        use_case(),
     )
     assert chosen is not None and chosen.target.name == recommended
 
@@ -198,8 +206,11 @@ def test_the_table_of_prices_is_written_from_a_catalogue_with_its_date() -> None
     found = prices.updated(known, CATALOG, "a.go")
     assert found["date"] == "2026-07-20"
     assert found["source"] == "a.go"
-    lists = ("instances", "price_only", "cpus")
-    assert [found[name][0]["hourly_usd"] for name in lists] == [0.9776, None, 0.105]
+    assert [found[name][0]["hourly_usd"] for name in ("instances", "price_only", "cpus")] == [
+        0.9776,
+        None,
+        0.105,
+    ]
     read = yaml.safe_load(prices.render(found))
     assert {**read, "date": str(read["date"])} == found
     with pytest.raises(ValueError, match="g6.3xlarge is not in the catalogue"):

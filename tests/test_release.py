@@ -552,7 +552,10 @@ class TestWhatItIsJudgedAgainst:
         lost = lab.report(checkpoint, evaluated(gain=gained(-0.01, -0.02, 0.0)), "ra")
         lab.publish(lost, checkpoint)
         # One of a release that kept less, and a baseline, which has no gain over baselines to show.
-        more = [{"recipe": "r", "evaluation": "e"}, {"incumbent": None, "candidate": "tfidf"}]
+        more = [
+            {"recipe": "r", "evaluation": "e"},
+            {"incumbent": None, "num_test_groups": 40, "candidate": "tfidf"},
+        ]
         lab.store.change_pointer("demo/runs", lambda record: {"runs": [*more, *record["runs"]]})
         assert lab.against(lab.checkpoint("b", epochs=4)).looks == (lost.ref,)
         answers = [

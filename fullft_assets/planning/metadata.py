@@ -110,7 +110,7 @@ class BaselinesMetadata(Metadata):
 
     Attributes:
         scores: on the validation rows, in the primary metric.
-        seconds: to fit it and to predict the validation rows.
+        seconds: to fit it, to predict the validation rows, and to measure its rise.
         usd: these seconds at `planning.hourly_usd`, and what a service asked for.
         rises: on general text since the base model, of those that train it and where there is such text.
     """

@@ -115,9 +115,10 @@ def judged_against(store: Store, case: str, candidate: Manifest, snapshot: Manif
     looks = tuple(
         run["evaluation"]
         for run in _runs(store, case)
-        if run.get("incumbent") == incumbent
+        if "num_test_groups" in run  # older records lack it
+        and run["incumbent"] == incumbent
         # Without a champion the fine-tuned model alone has to be better than something.
-        and (incumbent is not None or run.get("candidate") == FINETUNED)
+        and (incumbent is not None or run.get("candidate", FINETUNED) == FINETUNED)
         and 2 * run["num_test_groups"] >= num_groups
     )
     if state is None:

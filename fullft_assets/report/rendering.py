@@ -91,8 +91,8 @@ def write_list(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 @dataclass(frozen=True)
 class SystemCost:
-    """What making a system took, for a baseline with scoring the validation rows; and what its predictions
-    take. None: unknown.
+    """What making a system took, for a baseline with scoring validation rows and general text; and what its
+    predictions take. None: unknown.
 
     Attributes:
         row_seconds: of a test row, in batches, loading included.
