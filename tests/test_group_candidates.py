@@ -21,7 +21,7 @@ def test_the_true_field_is_suggested_and_no_decoy(name: str, with_labels: bool) 
 
 def test_rows_without_a_value_and_equal_texts_count_for_nothing() -> None:
     texts = [row["text"] for row in real.sample(real.SETS["licences"](), seed=3)[:600]] * 2
-    assert candidates(texts, [""] * 1_200, {"pair": ([str(n) for n in range(600)] * 2)}) == [], (
+    assert candidates(texts, [""] * 1_200, {"pair": [str(n) for n in range(600)] * 2}) == [], (
         "of equal texts the snapshot keeps one"
     )
     assert (

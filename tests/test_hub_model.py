@@ -37,7 +37,7 @@ def test_pinned_model_is_found_where_the_hubs_own_library_finds_it(snapshot: Pat
             snapshot_download(
                 "acme/tiny-bert",
                 revision=COMMIT,
-                cache_dir=(tmp_path / "home" / "hub"),
+                cache_dir=tmp_path / "home" / "hub",
                 local_files_only=True,
             )
         )

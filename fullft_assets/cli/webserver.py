@@ -138,7 +138,7 @@ class Login:
                 if signer in (None, self._audience):
                     return (
                         claims.get("email")
-                        if (str(claims.get("email_verified", True)).lower() != "false")
+                        if str(claims.get("email_verified", True)).lower() != "false"
                         else None
                     ) or claims["sub"]
         return None

@@ -141,7 +141,7 @@ class BeatsBaselines(Gate):
             f"{'above' if is_above else 'not above'} {bar:+.3f} (release.min_gain_over_baselines)"
         )
         is_undecided = not is_above and gain.high > bar
-        text += _counted(look)
+        text += _look_note(look)
         if is_undecided:
             text += _what_would_decide(gain, bar, evaluation.num_test_groups)
         best = evaluation.gain_over_best_baseline.at_look(look, evaluation.confidence)
@@ -201,7 +201,7 @@ class BeatsChampion(Gate):
             f" {relation(gain, context.settings.max_tolerable_loss)}: its interval is"
             f" {'above' if is_above else 'not above'} {bar:+.3f} (release.min_gain_over_champion)"
         )
-        text += _counted(context.look)
+        text += _look_note(context.look)
         if is_undecided:
             text += _what_would_decide(gain, bar, context.evaluation.num_test_groups)
         return self.result(is_above, text, is_undecided=is_undecided)
@@ -331,7 +331,7 @@ def relation(gain: Gain, margin: float) -> Relation:
     return "equal" if -margin < gain.low and gain.high < margin else "undecided"
 
 
-def _counted(look: int) -> str:
+def _look_note(look: int) -> str:
     return f"; candidate {look} on these test rows, which widens the interval" if look > 1 else ""
 
 

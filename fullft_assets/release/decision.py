@@ -78,8 +78,9 @@ class JudgedAgainst:
             non-inferiority to it is asked for and it is not the champion itself.
         seed_runs: reports on trainings that others of their recipe repeat with another seed; they tell how
             much seeds alone change.
-        looks: reports on the candidates that were compared with this champion before, or with the baselines
-            while there was none, on at least half as many test groups.
+        looks: reports on the candidates that were compared with this champion before, or where there is none
+            on the fine-tuned ones that were compared with the baselines, on at least half as many test
+            groups.
     """
 
     champion: str | None
@@ -115,7 +116,8 @@ def judged_against(store: Store, case: str, candidate: Manifest, snapshot: Manif
     looks = tuple(
         run["evaluation"]
         for run in _runs(store, case)
-        if "num_test_groups" in run  # older records lack it
+        # Records of earlier releases lack it.
+        if "num_test_groups" in run
         and run["incumbent"] == incumbent
         # Without a champion the fine-tuned model alone has to be better than something.
         and (incumbent is not None or run.get("candidate", FINETUNED) == FINETUNED)

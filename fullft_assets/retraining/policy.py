@@ -116,7 +116,7 @@ def _drift(state: State, signals: Signals, settings: RetrainingSettings) -> Rule
             "drift",
             "wait",
             "drift is reported and starts no retrain (on_drift = report)"
-            if (settings.on_drift == "report")
+            if settings.on_drift == "report"
             else f"drift is not confirmed in {settings.drift_windows} of the last {NUM_WINDOWS} windows",
         )
     reason = f"drift is confirmed since the window of {date(drift_start)}"

@@ -636,9 +636,7 @@ def recorded_section(values: Mapping[str, Any]) -> LauncherSettings:
     section = _section_class(values)
     # A launcher of another package knows its own keys.
     return (
-        section.model_validate(values)
-        if (section is OtherLauncherSettings)
-        else section.from_manifest(values)
+        section.model_validate(values) if section is OtherLauncherSettings else section.from_manifest(values)
     )
 
 

@@ -205,7 +205,7 @@ class _Creation:
         num_tokens = np.zeros(len(positions), np.int64)
         for name, numbers in by_batch(frozen.places):
             num_tokens[numbers] = read_rows(
-                (self.store.folder(self.chunks[name]) / CHUNKS_FILE), "num_tokens", positions[numbers]
+                self.store.folder(self.chunks[name]) / CHUNKS_FILE, "num_tokens", positions[numbers]
             ).to_numpy()
         metadata = SnapshotMetadata(
             **frozen.metadata,

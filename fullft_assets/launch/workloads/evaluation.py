@@ -131,12 +131,12 @@ def _choose(finetuned: Judged, test: Split, num_left_out: int) -> tuple[str, Man
     snapshot = inputs[TRAINING_SNAPSHOT]
     baselines = inputs[CHEAPER_BASELINES]
     about = CheckpointMetadata.of(inputs[FINETUNED_CHECKPOINT])
+    if about.system != FINETUNED:
+        return _untrained(finetuned), None
     score = about.facts.get(f"validation_{settings.primary_metric}")
     is_comparable = (
         about.snapshot == snapshot.ref and baselines.inputs.get(TRAINING_SNAPSHOT) == snapshot.content_digest
     )
-    if about.system != FINETUNED:
-        return _untrained(finetuned), None
     if not is_comparable or score is None or finetuned.decision.answer == "insufficient_data":
         return NOTHING
     systems = candidates(BaselinesMetadata.of(baselines), settings.release, score)
@@ -180,19 +180,23 @@ def _untrained(baseline: Judged) -> str:
     ):
         return ""
     return _sentence(
-        baseline.evaluation,
+        baseline,
         baseline.evaluation.justification.best_baseline,
         "the best of the others; nothing was fine-tuned",
         baseline.costs,
     )
 
 
-def _sentence(evaluation: Evaluation, rival: str, reason: str, costs: Mapping[str, report.SystemCost]) -> str:
-    # Predictions from outside have none.
-    making, that = (costs.get(name, report.SystemCost()).all for name in (evaluation.candidate, rival))
-    return choice_sentence(
-        evaluation, rival, reason=reason, costs=f"making it took {making}, and that {that}"
+def _sentence(judgement: Judged, rival: str, reason: str, costs: Mapping[str, report.SystemCost]) -> str:
+    # The costs of predictions from outside are unknown.
+    making, that = (
+        costs.get(name, report.SystemCost()).all for name in (judgement.evaluation.candidate, rival)
     )
+    sentence = choice_sentence(
+        judgement.evaluation, rival, reason=reason, costs=f"making it took {making}, and that {that}"
+    )
+    judgement.context.progress.say(sentence)
+    return sentence
 
 
 def _choice(
@@ -210,8 +214,7 @@ def _choice(
     elif finetuned.decision.promote:
         worth = f"{context.job.settings.release.worth:g} (release.worth)"
         reason = f"which costs more to serve and was not better by {worth} on the validation rows"
-    sentence = _sentence(judgement.evaluation, rival, reason, finetuned.costs)
-    context.progress.say(sentence)
+    sentence = _sentence(judgement, rival, reason, finetuned.costs)
     if judgement is finetuned:
         return sentence, None
     key = digest([context.job.key, judgement.evaluation.candidate])
