@@ -27,7 +27,11 @@ from fullft_assets.settings import PlanningSettings
 
 CURVES = Path(__file__).with_name("data") / "pilot_curves.jsonl"
 SETS = ("sections", "functions", "diagnoses", "tags", "reviews", "entities")
+#: Of these SmolLM2-135M learns the texts.
+LANGUAGE_SETS = ("sections", "diagnoses", "functions", "expressions", "mails", "reviews")
 BATCH_SIZE, NUM_ROWS, NUM_DRAWN = 32, 3_000, 40
+#: Packed rows that a language model learns, and texts that fill as many.
+_NUM_PACKED_ROWS, _NUM_TEXTS = 640, 4_000
 #: True gains over a baseline, in the metric's units.
 GAINS = (0.02, -0.05, -0.1, -0.2)
 
@@ -52,12 +56,19 @@ class Curve:
     baseline: float
     outcome: float
     floor: float = 0.0
+    is_language: bool = False
 
     @property
     def prediction(self) -> PredictedScore:
         """What the pilot predicts."""
         point = Point.model_validate(self.pilot)
-        return predict_score(point, max(self.start, self.baseline), self.num_rows, self.num_validation_rows)
+        return predict_score(
+            point,
+            max(self.start, self.baseline),
+            self.num_rows,
+            self.num_validation_rows,
+            in_nats=self.is_language,
+        )
 
     def verdict(self, baseline: float) -> str:
         """Return go, no-go or open against a baseline that scores so much."""
@@ -127,6 +138,60 @@ def measured_curve(name: str, root: Path, first: int) -> Curve:
     num_validation_rows = len(bench.whole.validation)
     return Curve(
         name, pilot, whole.num_rows, num_validation_rows, full["start"], full["other"], full["score"]
+    )
+
+
+def language_curve(name: str, root: Path) -> Curve:
+    """Train SmolLM2-135M on the texts of a pilot's rows and on those of all rows."""
+    from benchmarks import public_sets, recipes
+    from fullft_assets.demos import standard_library
+    from fullft_assets.training.finetuning import fine_tune
+
+    if not (root / ".home").exists():
+        outcome = public_sets.measure(
+            name,
+            root,
+            model=standard_library.write_model(public_sets.REPOSITORY / "build" / "public-sets" / "smollm2"),
+            rows=6_000,
+            snapshot={"max_train_rows": _NUM_TEXTS, "max_validation_rows": 150},
+            chunks={"max_tokens": 48, "max_chunks": 1},
+            examples={"task": "language_modeling", "label": None},
+        )
+        if outcome.returncode:
+            raise SystemExit("\n".join(outcome.last_lines))
+    bench = recipes.Bench(name, root)
+    settings = bench.job.settings
+    num_rows = min(_NUM_PACKED_ROWS, bench.whole.num_rows)
+    scores, nats = [], []
+    for count in (pilot_rows(num_rows, settings.planning.pilot_share, BATCH_SIZE), num_rows):
+        recipe = bench.whole.first(count)
+        base = recipe.predict(recipe.load(settings.training), recipe.validation, bench.progress)
+        with tempfile.TemporaryDirectory() as folder:
+            fit = fine_tune(
+                recipe,
+                settings.training,
+                settings.seed,
+                Path(folder),
+                bench.progress,
+                evaluate_at=[],
+                resumable=False,
+            )
+        tuned = recipe.predict(fit.model, recipe.validation, bench.progress)
+        gains = (base.loss - tuned.loss) / base.num_tokens.mean()
+        nats.append((float(gains.mean()), float(gains.std() / len(gains) ** 0.5)))
+        start = base.token_probability()
+        scores.append({"rows": count, "start": start, "score": tuned.token_probability()})
+    print(name, "gain in nats, standard error:", nats, file=sys.stderr, flush=True)
+    pilot = scores[0] | {"baseline": scores[0]["start"]}
+    return Curve(
+        name,
+        pilot,
+        num_rows,
+        len(bench.whole.validation.chunks),
+        scores[1]["start"],
+        0.0,
+        scores[1]["score"],
+        is_language=True,
     )
 
 

@@ -1,9 +1,9 @@
-"""Which learning rate and number of steps tune an encoder best, each set judged by what the others choose:
+"""Which learning rate, batch and number of steps tune an encoder best, each set judged by what the others choose:
 `python -m benchmarks.recipe_choice`, tables in Markdown.
 
 `benchmarks/data/recipe_scores.jsonl` has real trainings on public sets, cut at 48 tokens, at 300, 1,000 and
-5,000 rows, scored on the test rows; `--measure SET ... [--rows 300] [--seeds 0 1]` adds some, one to six
-minutes of a core each. A recipe's gain is over the frozen probe, which the head begins as; its interval is
+5,000 rows, scored on the test rows; `--measure SET ... [--rows 300] [--seeds 0 1] [--batches 16]` adds some,
+one to six minutes of a core each. A recipe's gain is over the frozen probe, which the head begins as; its interval is
 over groups of test rows, the mean of the seeds' ends. For a set and a number of rows the recipe is chosen
 that gains most on the other sets in the mean.
 """
@@ -23,9 +23,15 @@ import numpy as np
 SCORES = Path(__file__).with_name("data") / "recipe_scores.jsonl"
 SETS = ("diagnoses", "sections", "functions", "tags", "reviews", "entities")
 NUM_ROWS = (300, 1_000, 5_000)
-#: Learning rate, and the optimizer steps that passes make at least; at most 20 passes.
-RECIPES = ((5e-5, 500), (1e-4, 500), (1e-4, 250))
-_MOST_PASSES, _LEAST_PASSES, _BATCH_SIZE = 20, 3, 32
+#: Learning rate, rows of a batch, and the rows that passes read at least; at most 20 passes.
+RECIPES = (
+    (5e-5, 32, 16_000),
+    (1e-4, 32, 16_000),
+    (1e-4, 32, 8_000),
+    (1e-4, 16, 16_000),
+    (1e-4, 16, 8_000),
+)
+_MOST_PASSES, _LEAST_PASSES = 20, 3
 
 
 @dataclass(frozen=True)
@@ -40,7 +46,8 @@ class Scored:
     name: str
     num_rows: int
     rate: float
-    steps: int
+    batch: int
+    read: int
     seed: int
     probe: float
     other: float
@@ -49,9 +56,9 @@ class Scored:
     high: float | None = None
 
     @property
-    def recipe(self) -> tuple[float, int]:
-        """Learning rate and steps."""
-        return self.rate, self.steps
+    def recipe(self) -> tuple[float, int, int]:
+        """Learning rate, rows of a batch, and rows read at least."""
+        return self.rate, self.batch, self.read
 
     @property
     def gain(self) -> float:
@@ -59,12 +66,14 @@ class Scored:
         return self.score - self.probe
 
 
-def passes(num_rows: int, steps: int) -> float:
-    """Return the passes over so many rows that make so many steps."""
-    return float(min(max(_LEAST_PASSES, -(-steps * _BATCH_SIZE // num_rows)), _MOST_PASSES))
+def passes(num_rows: int, read: int) -> float:
+    """Return the passes over so many rows that read so many."""
+    return float(min(max(_LEAST_PASSES, -(-read // num_rows)), _MOST_PASSES))
 
 
-def measured(name: str, root: Path, num_rows: int, seeds: Sequence[int]) -> Iterator[Scored]:
+def measured(
+    name: str, root: Path, num_rows: int, seeds: Sequence[int], batches: Sequence[int]
+) -> Iterator[Scored]:
     """Train on the first rows of a set by each recipe that is another one at this number of rows."""
     from benchmarks import public_sets, recipes
     from fullft_assets.training.finetuning import fine_tune
@@ -83,8 +92,14 @@ def measured(name: str, root: Path, num_rows: int, seeds: Sequence[int]) -> Iter
     )
     every = np.arange(len(bench.test))
     for seed in seeds:
-        for rate, steps in _different(num_rows):
-            changes = {"learning_rate": rate, "epochs": passes(bench.recipe.num_rows, steps)}
+        for rate, batch, read in _different(num_rows):
+            if batch not in batches:
+                continue
+            changes = {
+                "learning_rate": rate,
+                "batch_size": batch,
+                "epochs": passes(bench.recipe.num_rows, read),
+            }
             settings = bench.job.settings.training.model_copy(update=changes)
             with tempfile.TemporaryDirectory() as folder:
                 fit = fine_tune(
@@ -103,7 +118,8 @@ def measured(name: str, root: Path, num_rows: int, seeds: Sequence[int]) -> Iter
                 name,
                 num_rows,
                 rate,
-                steps,
+                batch,
+                read,
                 seed,
                 probe=bench.score(probe, every),
                 other=bench.score(other, every),
@@ -113,12 +129,14 @@ def measured(name: str, root: Path, num_rows: int, seeds: Sequence[int]) -> Iter
             )
 
 
-def _different(num_rows: int) -> list[tuple[float, int]]:
-    by_passes = {(rate, passes(num_rows, steps)): (rate, steps) for rate, steps in reversed(RECIPES)}
+def _different(num_rows: int) -> list[tuple[float, int, int]]:
+    by_passes = {
+        (rate, batch, passes(num_rows, read)): (rate, batch, read) for rate, batch, read in reversed(RECIPES)
+    }
     return [recipe for recipe in RECIPES if recipe in by_passes.values()]
 
 
-def chosen(scored: Sequence[Scored], without: str, num_rows: int) -> tuple[float, int]:
+def chosen(scored: Sequence[Scored], without: str, num_rows: int) -> tuple[float, int, int]:
     """Return the recipe that gains most in the mean, seed 0, on the sets but one."""
     gains = {
         recipe: [
@@ -135,7 +153,9 @@ def tables(scored: Sequence[Scored]) -> Iterator[str]:
     """Yield the lines of a table for each number of rows."""
     for num_rows in NUM_ROWS:
         different = _different(num_rows)
-        titles = [f"{rate:g}, {passes(num_rows, steps):.0f} passes" for rate, steps in different]
+        titles = [
+            f"{rate:g}, {passes(num_rows, read):.0f} passes of {batch}" for rate, batch, read in different
+        ]
         yield f"\n| {num_rows:,} rows | probe | TF-IDF | {' | '.join(titles)} | the others choose | gain over the probe (95%), seeds |"
         yield f"|---|--:|--:|{'--:|' * len(titles)}---|---|"
         gains: list[float] = []
@@ -172,6 +192,7 @@ def main(arguments: Sequence[str]) -> Iterator[str]:
     parser.add_argument("--measure", nargs="*", default=[], choices=SETS, metavar="SET")
     parser.add_argument("--rows", nargs="*", type=int, default=NUM_ROWS)
     parser.add_argument("--seeds", nargs="*", type=int, default=[0])
+    parser.add_argument("--batches", nargs="*", type=int, default=[16, 32], help="rows of a batch")
     parser.add_argument("--projects", type=Path, help="folder in which projects are kept between runs")
     parsed = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="fullft-recipe-choice-") as scratch, SCORES.open("a") as file:
@@ -179,7 +200,7 @@ def main(arguments: Sequence[str]) -> Iterator[str]:
             root = (parsed.projects or Path(scratch)) / name
             root.mkdir(parents=True, exist_ok=True)
             for num_rows in parsed.rows:
-                for scored in measured(name, root, num_rows, parsed.seeds):
+                for scored in measured(name, root, num_rows, parsed.seeds, parsed.batches):
                     print(json.dumps(asdict(scored)), file=file, flush=True)
                     yield json.dumps(asdict(scored))
     if not parsed.measure:

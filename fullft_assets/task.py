@@ -28,8 +28,8 @@ class Task(ABC):
         ends_texts: an end-of-text token follows each text, and windows share no tokens, so that each token is
             trained once.
         plain_task: name of the task whose tokenization reads plain general text.
-        min_steps: optimizer steps that a training makes at least, unless `training.epochs` is given.
-        chunk_defaults: defaults of the section `chunks` that differ for this task.
+        min_rows_read: rows that the passes of a training read at least, unless `training.epochs` is given.
+        defaults: defaults of settings that differ for this task, by section.
         metrics: names of the metrics that may decide, the default first. They are between 0 and 1, and higher
             is better.
         shown_metrics: names of the metrics in the table of the systems, in order.
@@ -55,8 +55,8 @@ class Task(ABC):
     is_generative: ClassVar[bool] = False
     ends_texts: ClassVar[bool] = False
     plain_task: ClassVar[str] = "classification"
-    min_steps: ClassVar[int] = 500
-    chunk_defaults: ClassVar[Mapping[str, Any]] = {}
+    min_rows_read: ClassVar[int] = 16_000
+    defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     metrics: ClassVar[tuple[str, ...]]
     shown_metrics: ClassVar[tuple[str, ...]]
     answer_metrics: ClassVar[tuple[str, ...]] = ()

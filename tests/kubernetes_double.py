@@ -517,8 +517,9 @@ class Cluster:
                     )
                 if fault == "lost":
                     return self._reset()
-                data = content if isinstance(content, bytes) else json.dumps(content).encode()
-                return self.reply(status, data)
+                return self.reply(
+                    status, content if isinstance(content, bytes) else json.dumps(content).encode()
+                )
 
             do_GET = do_POST = do_DELETE = do_PUT = do_PATCH = do
 

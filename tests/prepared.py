@@ -199,8 +199,9 @@ def take(project: projects.Project, *, store: Store | None = None, **options: An
     """Run a project's data stages over what is delivered; `options` are those of `snapshot.take`."""
     use_case = project.use_case()
     store = store or Store(str(project.home / "store"))
-    taken = snapshot.take(store, use_case, *ingest(store, use_case), **options)
-    return Prepared(project, use_case, store, taken)
+    return Prepared(
+        project, use_case, store, snapshot.take(store, use_case, *ingest(store, use_case), **options)
+    )
 
 
 def write_tiny_model(folder: Path) -> None:

@@ -126,8 +126,9 @@ def begin(recipe: Recipe, folder: Path, count: int) -> list[dict[str, Any]]:
 def llama_recipe(folder: Path, *added_tokens: str, **changes: Any) -> NextTokenRecipe:
     """Save a Llama with these changes of its configuration to a folder; return a recipe that trains it."""
     write_tiny_model(folder / "model")
-    config = LlamaConfig(**{**SMALL, "vocab_size": 30_522}, pad_token_id=0, **changes)
-    LlamaForCausalLM(config).save_pretrained(folder / "model")
+    LlamaForCausalLM(
+        LlamaConfig(**{**SMALL, "vocab_size": 30_522}, pad_token_id=0, **changes)
+    ).save_pretrained(folder / "model")
     data = training()
     return NextTokenRecipe(folder / "model", data, documents(data), added_tokens=added_tokens)
 

@@ -118,8 +118,7 @@ def with_header(**entry: object) -> Callable[[Path], None]:
             for key, value in {**{"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}, **entry}.items()
             if value is not None
         }
-        text = entry["text"] if "text" in entry else json.dumps({"layer.weight": given})
-        header = str(text).encode()
+        header = str(entry["text"] if "text" in entry else json.dumps({"layer.weight": given})).encode()
         (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(8))
 
     return write

@@ -95,8 +95,11 @@ def test_an_answer_that_is_no_label_counts_as_the_commonest(
     said: list[str] = []
     asking = replace(context(prepared), progress=Progress(said.append))
     train, rows = prepared.split("train"), prepared.split("test")
-    strange = replace(rows, texts=["nobody knows this text", "", *rows.texts[2:]])
-    found = bedrock.Bedrock.fit(train, asking).predict(strange).argmax(1)
+    found = (
+        bedrock.Bedrock.fit(train, asking)
+        .predict(replace(rows, texts=["nobody knows this text", "", *rows.texts[2:]]))
+        .argmax(1)
+    )
     commonest = np.bincount(train.labels).argmax()
     assert found[:2].tolist() == [commonest] * 2 and (found[2:] == rows.labels[2:]).all()
     assert any(

@@ -84,8 +84,9 @@ class TestTokenizer:
 
         save_tokenizer(base, TERMS, tmp_path)
         # Added today, after the model was trained: it has no embedding.
-        settings = ChunksSettings(max_tokens=64, stride=0, added_tokens=["Permission"])
-        saved = Tokenization.load_saved(tmp_path, settings)
+        saved = Tokenization.load_saved(
+            tmp_path, ChunksSettings(max_tokens=64, stride=0, added_tokens=["Permission"])
+        )
         texts = [*TEXTS, *[row["text"] for row in projects.licence_rows(50)]]
         assert saved.chunks(texts) == load(base, *TERMS).chunks(texts)
         (tmp_path / "config.json").write_text((base / "config.json").read_text())

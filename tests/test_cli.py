@@ -108,4 +108,6 @@ def test_ingest_makes_the_data_report_and_no_model_and_keeps_names_of_files_out_
     needs = " test groups, and a verdict needs 400 (release.min_effective_groups)"
     assert "check verdict_is_possible is yellow: " in printed
     assert needs in report
-    assert needs in next(line for line in lines if line.startswith("  verdict        impossible: "))
+    assert needs in next(
+        line for line in lines if line.startswith("  verdict        No verdict is possible: ")
+    )

@@ -530,8 +530,11 @@ class TestAws:
 
         def started() -> list[str]:
             log.write_text("")
-            command = ["sh", str(DEPLOY / "aws/start.sh"), image, "arn", str(tmp_path / "fullft.env")]
-            subprocess.run(command, env=environment, check=True)
+            subprocess.run(
+                ["sh", str(DEPLOY / "aws/start.sh"), image, "arn", str(tmp_path / "fullft.env")],
+                env=environment,
+                check=True,
+            )
             lines = log.read_text().splitlines()
             assert not any("pa%ss" in line for line in lines)
             return [line.split("--name ")[1].split()[0] for line in lines if "--name" in line]

@@ -74,8 +74,9 @@ def test_the_sentence_names_both_metrics_and_scores_survive_json() -> None:
 def test_who_got_better_and_who_worse() -> None:
     tokens = np.array([10, 10, 10, 100, 20])
     base = DocumentScores(tokens, tokens * 2.0, tokens)
-    tuned = DocumentScores(tokens, tokens * np.array([1.0, 2.0, 2.5, 4.0, 1.9]), tokens)
-    found = language.changes(tuned, base)
+    found = language.changes(
+        DocumentScores(tokens, tokens * np.array([1.0, 2.0, 2.5, 4.0, 1.9]), tokens), base
+    )
     assert (found.num_better, found.num_equal, found.num_worse, found.share_better) == (2, 1, 2, 0.4)
 
 

@@ -97,9 +97,9 @@ def test_a_loss_that_the_owner_accepts_on_the_whole_is_none_on_a_slice() -> None
 
 @pytest.mark.parametrize("num_rows", [8, 3])
 def test_a_rare_label_that_the_model_forgets_is_found_and_one_that_it_gives_less_often_is_not(
-    num_rows: int,
+    num_rows: int, tmp_path: Path
 ) -> None:
-    """Of labels of three rows each, which are measured together, all are forgotten."""
+    """Of labels of three rows each, which are measured together, all are forgotten, and named."""
     names = ["common", *(f"rare-{number}" for number in range(24 // num_rows))]
     truth = np.concatenate([np.zeros(300, int), np.repeat(np.arange(1, len(names)), num_rows)])
     always_common, third = np.zeros_like(truth), np.arange(len(truth)) % 3
@@ -109,12 +109,15 @@ def test_a_rare_label_that_the_model_forgets_is_found_and_one_that_it_gives_less
     for predicted, passes in ((often, True), (always_common, False)):
         systems = {FINETUNED: predicted, CHAMPION: champion, "tfidf": always_common}
         probabilities = {name: np.eye(len(names))[each] for name, each in systems.items()}
-        gate = gate_of(
-            assessment.assess(
-                truth, probabilities, [str(row) for row in range(len(truth))], names, comparison
-            )
-        )
+        ids = [str(row) for row in range(len(truth))]
+        found = assessment.assess(truth, probabilities, ids, names, comparison)
+        gate = gate_of(found)
         assert gate.passed is passes, gate.text
+        counted = "never predicted rightly, as the champion does: 8, which the report names" in gate.text
+        assert counted is (not passes and num_rows == 3)
+    report.write(tmp_path, full_report(found))
+    named = "predicts rightly and the model never does: rare-0, rare-1, rare-2, rare-3, rare-4, rare-5,"
+    assert (named in (tmp_path / "report.md").read_text()) is (num_rows == 3)
 
 
 def test_a_rare_label_that_erodes_over_releases_is_seen_and_named(tmp_path: Path) -> None:

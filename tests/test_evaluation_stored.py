@@ -174,8 +174,7 @@ def test_scores_are_scikit_learn_s_on_the_stored_rows(request: pytest.FixtureReq
     found, rows, weights = stored(*request.getfixturevalue(name))
     compared = 0
     for metric, score in SCORES[name](rows, found, weights).items():
-        systems = ["finetuned"] if metric in OF_PROBABILITIES else list(found.scores[metric])
-        for system in systems:
+        for system in ["finetuned"] if metric in OF_PROBABILITIES else list(found.scores[metric]):
             interval = found.scores[metric][system]
             assert interval.low <= interval.estimate <= interval.high
             # Probabilities are stored in single precision.

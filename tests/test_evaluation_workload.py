@@ -94,8 +94,7 @@ def small_model(
     model = BertForSequenceClassification(config)
     with torch.no_grad():
         # Sharper than an initial model, so that the answers differ from row to row.
-        weight = torch.randn(len(labels), 32)
-        model.classifier.weight.copy_(weight[order])
+        model.classifier.weight.copy_(torch.randn(len(labels), 32)[order])
     return model
 
 

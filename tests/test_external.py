@@ -185,8 +185,9 @@ def test_systems_that_cannot_be_named_or_scored_are_refused(given: Any, problem:
 
 
 def test_the_check_of_a_yaml_names_what_cannot_be_judged(tmp_path: Path) -> None:
-    brought = {"tfidf": "a.jsonl", "champion": "a.jsonl", "gone": "gone.jsonl"}
-    project = projects.create(tmp_path, evaluation={"external": brought})
+    project = projects.create(
+        tmp_path, evaluation={"external": {"tfidf": "a.jsonl", "champion": "a.jsonl", "gone": "gone.jsonl"}}
+    )
     with pytest.raises(SettingsError) as caught:
         load_use_case(project.yaml_path, with_data=True)
     for problem in (

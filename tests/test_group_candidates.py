@@ -34,8 +34,9 @@ def test_rows_without_a_value_and_equal_texts_count_for_nothing() -> None:
 def test_an_ingestion_ends_with_the_field_where_no_group_is_set(project: projects.Project) -> None:
     from fullft_assets.cli.summary import data_summary
 
-    rows = sorted(projects.licence_rows(3_000), key=lambda row: row["expression"])[:900]
-    project.deliver("delivery-1.jsonl", rows)
+    project.deliver(
+        "delivery-1.jsonl", sorted(projects.licence_rows(3_000), key=lambda row: row["expression"])[:900]
+    )
     store = Store(str(project.home / "store"))
     lines = []
     for group in (None, "expression"):

@@ -41,8 +41,7 @@ class Library:
     def __init__(self, root: Path):
         self.root = root
         packages = {f"src/{package}/__init__.py": "" for package in ("fresh", "fresh/defs")}
-        own = {"src/fresh/definitions.py": DEFINITIONS, "pyproject.toml": PROJECT}
-        write_files(root, packages | own)
+        write_files(root, packages | {"src/fresh/definitions.py": DEFINITIONS, "pyproject.toml": PROJECT})
 
     def run(self, *command: str) -> subprocess.CompletedProcess[str]:
         environment = {name: value for name, value in os.environ.items() if name != "DAGSTER_HOME"}

@@ -3,6 +3,7 @@
 import math
 import re
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -184,6 +185,16 @@ class TestPredictedScore:
         chance = 1.645 * (0.25 / 1_000) ** 0.5
         assert [whole.low, whole.predicted, whole.high] == pytest.approx([0.74 - chance, 0.74, 0.74 + chance])
 
+    def test_the_gain_of_a_language_model_grows_in_nats(self):
+        # Real trainings of SmolLM2 on source code: .035 before, .0504 after 64 rows, .0702 after 640.
+        for score, verdict in ((0.0504, "go"), (0.0351, "open"), (0.03, "open")):
+            point = Point(rows=64, start=0.035, score=score, baseline=0.035)
+            prediction = predict_score(point, 0.035, 640, 150, in_nats=True)
+            assert pilot_check(prediction, {"base_model": 0.035}, PlanningSettings()).metadata["verdict"] == (
+                verdict
+            )
+            assert prediction.low < 0.0702 < prediction.high or verdict == "open"
+
     def test_a_late_take_off_stays_possible(self):
         # One that has learned nothing yet is not refused for it; one that learns, and never enough, is.
         for gain, is_refused in ((0.01, False), (0.03, True)):
@@ -264,3 +275,20 @@ def test_a_batch_that_cannot_be_divided_is_reported_before_anything_is_measured(
     assert entry.run_job(work, job.write(prepared.store), Progress(silent=True)) == EXIT_FIXABLE
     assert re.match(r"training.batch_size: 8 .* micro_batch_size .* \(3\)$", capsys.readouterr().err)
     assert prepared.store.find("letters", "feasibility_plan", "refused") is None
+
+
+@pytest.mark.heavy
+def test_where_not_one_pass_fits_the_lines_that_are_counted_to_fit_are_named(
+    prepared: Prepared, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    from fullft_assets.launch.workloads import planning as workload
+
+    def measure(recipe: Any, settings: Any, processes: int) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(entry, "listen_for_stop", lambda progress: None)
+    monkeypatch.setattr(workload, "measure", measure)
+    monkeypatch.setattr(workload, "_on_targets", lambda *_: ({}, {"optimizer": "adafactor"}))
+    job = prepared.job("pilot_run", "too large")
+    assert entry.run_job(workload.work, job.write(prepared.store), Progress(silent=True)) == EXIT_FIXABLE
+    assert "; these are counted to fit: training.optimizer: adafactor" in capsys.readouterr().err

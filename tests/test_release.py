@@ -705,8 +705,7 @@ class TestByHand:
         )
 
     def test_each_needs_a_reason_and_a_champion(self, store):
-        actions = (release.rollback, release.freeze, release.unfreeze)
-        for action in actions:
+        for action in (release.rollback, release.freeze, release.unfreeze):
             with pytest.raises(GateError, match="demo: no champion"):
                 action(store, "demo", reason="why", by="run")
             with pytest.raises(GateError, match="reason: give one"):

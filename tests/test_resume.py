@@ -160,8 +160,7 @@ def test_killed_at_seeded_moments_it_resumes_to_the_same_weights(prepared: Prepa
     resumed_at = []
     for moment in sorted(random.Random(4).sample(range(EVERY + 2, last - 6), 2)):
         assert run.kill_when(lambda moment=moment: run.step() >= moment)
-        checkpoint = latest_checkpoint(run.folder)
-        resumed_at.append(int(checkpoint.name.split("-")[1]))
+        resumed_at.append(int(latest_checkpoint(run.folder).name.split("-")[1]))
     assert f"resuming at step {resumed_at[-1]} of {last}" in run.finish()
     assert EVERY <= resumed_at[0] <= resumed_at[-1] < last
     assert run.manifest().metadata["resumed_from_step"] == resumed_at[-1] > 0

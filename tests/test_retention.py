@@ -135,8 +135,9 @@ def test_weights_and_tables_go_that_are_older_than_the_kept_champions(lab: Kept)
     assert {ref for stage in lab.store.names(CASE) for ref in lab.store.refs(CASE, stage)} == refs, (
         "manifests stay"
     )
-    ledger = f"{lab.snapshots['second'].ref}/ledger.parquet"
-    assert lab.store.read_bytes(ledger) is not None, "so does what was held out"
+    assert lab.store.read_bytes(f"{lab.snapshots['second'].ref}/ledger.parquet") is not None, (
+        "so does what was held out"
+    )
     assert [(folder / "model" / "config.json").is_file() for folder in copies.values()] == [False, True]
     assert retention.plan(lab.store, lab.use_case) == retention.CleanUp()
 

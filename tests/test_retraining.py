@@ -150,8 +150,7 @@ class TestRules:
         self, labels: int, action: str, live: dict[str, object]
     ) -> None:
         drift = {"new": 500, "num_labels_since_drift": labels, **_windows("confirmed", "confirmed")}
-        decision = _decide(num_drop_errors=1.6, **drift, **live)
-        assert decision.action == action
+        assert _decide(num_drop_errors=1.6, **drift, **live).action == action
 
     @pytest.mark.parametrize(
         ("on_drift", "labels", "action", "learned"),

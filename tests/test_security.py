@@ -410,8 +410,7 @@ def test_a_home_of_the_projects_own_is_kept_from_others_and_a_named_one_is_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, usual_mask: None
 ) -> None:
     (tmp_path / "shared").mkdir()
-    own = str(tmp_path / ".home")
-    for named, rights in ((str(tmp_path / "shared"), 0o755), (own, 0o700), (None, 0o700)):
+    for named, rights in ((str(tmp_path / "shared"), 0o755), (str(tmp_path / ".home"), 0o700), (None, 0o700)):
         monkeypatch.delenv("DAGSTER_HOME", raising=False)
         if named is not None:
             monkeypatch.setenv("DAGSTER_HOME", named)

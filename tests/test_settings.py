@@ -85,8 +85,9 @@ def test_a_number_that_yaml_reads_as_text_is_a_number() -> None:
 
 def test_language_modeling_reads_each_token_once_by_default() -> None:
     least = {**LEAST, "examples": {"task": "language_modeling"}}
-    assert UseCaseSettings.model_validate(LEAST).chunks.stride == 32
-    assert UseCaseSettings.model_validate(least).chunks.stride == 0
+    for data, stride, batch_size in ((LEAST, 32, 16), (least, 0, 32)):
+        settings = UseCaseSettings.model_validate(data)
+        assert (settings.chunks.stride, settings.training.batch_size) == (stride, batch_size)
     chosen = UseCaseSettings.model_validate({**least, "chunks": {"stride": 8}})
     assert chosen.chunks.stride == 8
     assert UseCaseSettings.model_validate(chosen.model_dump()).model_dump() == chosen.model_dump()
@@ -133,7 +134,7 @@ def test_a_bare_off_is_off_wherever_a_setting_may_be() -> None:
     [
         ("classification", 40, 20),  # never more
         ("classification", 400, 20),
-        ("classification", 2_000, 8),  # 8 x 62.5 = 500 steps
+        ("classification", 2_000, 8),  # 16,000 rows are read
         ("multi_label", 20_000, 3),
         ("language_modeling", 40, 3),
     ],

@@ -387,8 +387,7 @@ class TestRowsOfOneBatch:
             File("a.jsonl", 5, (("x", TEXT, "notice", "g"),)),
             File("b.jsonl", 6, (("x", "a wholly other text", "notice", "g"),)),
         )
-        found = self.rows(versions, (File("b.jsonl", 7, ()),))
-        assert found["x"]["text"] == TEXT
+        assert self.rows(versions, (File("b.jsonl", 7, ()),))["x"]["text"] == TEXT
 
     def test_a_row_that_breaks_in_a_new_delivery_of_its_file_is_out_until_it_is_repaired(self) -> None:
         first = base()[0]

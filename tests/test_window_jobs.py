@@ -91,8 +91,7 @@ class Production:
     def write_report(self, window: str) -> Manifest:
         """Write the drift report of a window as its run does, without Dagster's steps, which take long."""
         graph = CaseGraph(self.project.use_case())
-        champion = release.read_champion(self.store, CASE)
-        checkpoint = self.store.load(champion.checkpoint)
+        checkpoint = self.store.load(release.read_champion(self.store, CASE).checkpoint)
         seen = documents.keep(self.store, graph.use_case, window, "window")
         history = read_history(graph, self.store, window, seen, checkpoint)
         inputs = {"production_documents": seen, "finetuned_checkpoint": checkpoint, **history.as_inputs()}
@@ -142,8 +141,9 @@ def test_the_first_windows_under_the_next_champion_are_compared_with_calm_ones_b
     assert found[0].scale == found[1].scale == monitoring.DriftMetadata.of(reports[0]).scale
     assert {name for name in found[1].measured if name.startswith("p_")} == {"p_embeddings"}
     production.promote("k3")
-    begins_anew = monitoring.DriftMetadata.of(production.write_report(last))
-    assert begins_anew.status == "warming_up", "it was released while windows alarmed"
+    assert monitoring.DriftMetadata.of(production.write_report(last)).status == "warming_up", (
+        "it was released while windows alarmed"
+    )
 
 
 def of_texts(texts: list[str], answer: str = "It is a licence.") -> list[dict[str, Any]]:

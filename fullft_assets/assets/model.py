@@ -505,8 +505,9 @@ def shown(store: Store, manifest: Manifest) -> dict[str, Any]:
     metadata = release.ChampionMetadata.of(manifest)
     first: dict[str, Any] = {"outcome": sentences(metadata.outcome), "model": place_in(store, metadata.model)}
     if may_be_named(CheckpointMetadata.of(store.load(metadata.checkpoint)).labels):
-        card = (store.folder(manifest) / release.CARD).read_text(encoding="utf-8")
-        first["model_card"] = dg.MetadataValue.md(card)
+        first["model_card"] = dg.MetadataValue.md(
+            (store.folder(manifest) / release.CARD).read_text(encoding="utf-8")
+        )
     return first
 
 

@@ -36,6 +36,7 @@ def key_figures(graph: CaseGraph, instance: dg.DagsterInstance, store: Store, no
         figures["DataAge"] = (now - delivery.timestamp) / 86_400
     if (champion := release.read_champion(store, graph.name)) is not None:
         figures["Score"] = champion.score
-    running = dg.RunsFilter(statuses=_RUNNING, tags={"use_case": graph.name})
-    figures["RunningJobs"] = instance.get_runs_count(running)
+    figures["RunningJobs"] = instance.get_runs_count(
+        dg.RunsFilter(statuses=_RUNNING, tags={"use_case": graph.name})
+    )
     return {name: float(value) for name, value in figures.items() if isinstance(value, int | float)}

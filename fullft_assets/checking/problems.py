@@ -502,8 +502,7 @@ def _launcher_problems(settings: UseCaseSettings, root: Path) -> Iterator[Proble
     )
     # Buckets, launchers and channels say so themselves.
     for section, key in (("planning", "bedrock"), ("release", "model_package")):
-        value = getattr(getattr(settings, section), key)
-        if value is not None and (problem := problem_without("boto3")):
+        if getattr(getattr(settings, section), key) is not None and (problem := problem_without("boto3")):
             yield (section, key), problem
     if settings.compute.data.engine == "ray" and (problem := problem_without("ray")):
         yield ("compute", "data", "engine"), problem

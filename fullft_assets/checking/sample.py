@@ -212,8 +212,7 @@ def group_findings(rows: list[Sampled], settings: UseCaseSettings) -> Iterator[t
     than half of the rows that are to be tested.
     """
     most = settings.snapshot.max_heldout_rows_per_group
-    counts = Counter(row.row["group"] for row in rows if row.row.get("group"))
-    for group, count in counts.most_common(1):
+    for group, count in Counter(row.row["group"] for row in rows if row.row.get("group")).most_common(1):
         if count > max(most, settings.snapshot.least_test_share / 2 * len(rows)):
             yield (
                 "groups",

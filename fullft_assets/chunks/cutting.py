@@ -82,8 +82,9 @@ def encode(tokenizer: "Tokenizer", texts: Sequence[str], *, spans: bool = False)
         encodings = encode_batch(list(texts[begin:end]), add_special_tokens=False)
         counts.append(np.fromiter(map(len, encodings), np.int64, len(encodings)))
         num_tokens = int(counts[-1].sum())
-        of_tokens = chain.from_iterable(encoding.ids for encoding in encodings)
-        ids.append(np.fromiter(of_tokens, np.int32, num_tokens))
+        ids.append(
+            np.fromiter(chain.from_iterable(encoding.ids for encoding in encodings), np.int32, num_tokens)
+        )
         if spans:
             edges = chain.from_iterable(chain.from_iterable(encoding.offsets for encoding in encodings))
             offsets.append(np.fromiter(edges, np.int32, 2 * num_tokens).reshape(-1, 2))

@@ -8,9 +8,10 @@ from fullft_assets.job import Job
 from fullft_assets.models.hardware import local_hardware
 from fullft_assets.planning import PlanMetadata
 from fullft_assets.planning.targets import plan_lines
+from fullft_assets.release import verdict_outlook
 from fullft_assets.resources import latest
 from fullft_assets.settings.use_case import UseCase
-from fullft_assets.snapshot import SnapshotMetadata, verdict_check
+from fullft_assets.snapshot import SnapshotMetadata
 from fullft_assets.store import Store
 from fullft_assets.tasks.context import open_recipe
 from fullft_assets.training.measuring import CannotCount, TargetPlanner
@@ -51,11 +52,8 @@ def plan(use_case: UseCase, store: Store) -> list[str]:
         raise FullftError(
             f"{name}: {error}; `fullft run {name}` measures the plan on this machine"
         ) from error
-    check = verdict_check(metadata, use_case.settings)
-    return [
-        *plan_lines(plans, use_case.settings, name),
-        *([] if check.passed else ["", f"No verdict is possible: {check.description}"]),
-    ]
+    outlook = verdict_outlook(metadata, use_case.settings)
+    return [*plan_lines(plans, use_case.settings, name), *(["", outlook] if outlook else [])]
 
 
 def _measured_speed(store: Store, name: str) -> float | None:

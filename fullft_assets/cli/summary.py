@@ -24,9 +24,10 @@ from fullft_assets.evaluation.metadata import EvaluationMetadata
 from fullft_assets.examples import ExamplesMetadata
 from fullft_assets.extras import problem_without
 from fullft_assets.monitoring import PREDICTIONS, DriftMetadata, PredictionsMetadata
+from fullft_assets.release import verdict_outlook
 from fullft_assets.resources import latest, latest_by_partition
 from fullft_assets.settings.use_case import UseCase
-from fullft_assets.snapshot import SnapshotMetadata, red_gates, verdict_check
+from fullft_assets.snapshot import SnapshotMetadata, red_gates
 from fullft_assets.snapshot.deliveries import IDS_NAME_ONE_DOCUMENT
 from fullft_assets.store import Manifest, Store
 
@@ -67,8 +68,8 @@ def data_summary(use_case: UseCase, store: Store, total: float) -> list[str]:
     lines = _data(use_case, store)
     snapshot = latest(store, use_case.name, TRAINING_SNAPSHOT)
     if snapshot is not None:
-        check = verdict_check(SnapshotMetadata.of(snapshot), use_case.settings)
-        lines += [] if check.passed else [f"  verdict        impossible: {check.description}"]
+        outlook = verdict_outlook(SnapshotMetadata.of(snapshot), use_case.settings)
+        lines += [f"  verdict        {outlook}"] if outlook else []
     if (suggestion := suggested_group(use_case)) is not None:
         lines.append(f"  group          {visible(suggestion)}")
     lines.append(f"  time           {total:.1f} s")

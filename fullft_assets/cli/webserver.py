@@ -271,8 +271,7 @@ def main() -> None:
 
     # Every run that a request asks for comes by here: what its tags say of a person is replaced.
     def submit_with_person(self: DagsterInstance, run_id: str, workspace: Any) -> Any:
-        headers = getattr(getattr(workspace, "source", None), "headers", None) or {}
-        name = login and login.person(headers)
+        name = login and login.person(getattr(getattr(workspace, "source", None), "headers", None) or {})
         run = self.get_run_by_id(run_id)
         if name or (run and PERSON_TAG in run.tags):
             self.add_run_tags(run_id, {PERSON_TAG: name or ""})

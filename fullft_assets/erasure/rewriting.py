@@ -144,13 +144,11 @@ def _drop_from_report(
     }
     pages = [name for name in manifest.files if name.endswith((".html", ".md"))]
     texts = {name: (folder / name).read_text(encoding="utf-8") for name in pages}
-    shows_text = any(excerpt in text for text in texts.values() for excerpt in excerpts)
-    if not ids_gone and not shows_text:
+    if not ids_gone and not any(excerpt in text for text in texts.values() for excerpt in excerpts):
         return False
 
     def without_gone(row: re.Match[str]) -> str:
-        is_gone = row[1] == "group" or unescape(row[2]) in ids_gone
-        return f"<tr><td>{GONE}</td></tr>" if is_gone else row[0]
+        return f"<tr><td>{GONE}</td></tr>" if row[1] == "group" or unescape(row[2]) in ids_gone else row[0]
 
     def edit(path: Path) -> Mapping[str, Any]:
         for name, table in tables_left.items():

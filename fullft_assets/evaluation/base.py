@@ -33,6 +33,8 @@ _SEED_DEVIATION = 0.0035
 #: Other seeds vary a difference of language models by so many times what other training rows would, as sure
 #: as five trainings.
 _ASSUMED_SHARE = 1.5
+#: More groups would not be enough, either.
+_MOST_GROUPS = 10_000
 
 
 class Forgetting(Record):
@@ -374,6 +376,19 @@ def assumed_seed_noise(evaluation: Evaluation, num_train_rows: int) -> SeedNoise
         return SeedNoise(variance=_SEED_DEVIATION**2, degrees_of_freedom=MIN_RUNS - 1, num_runs=0)
     share = _ASSUMED_SHARE * evaluation.num_test_rows / max(1, num_train_rows)
     return SeedNoise(variance=gain.standard_error**2 * share / 2, degrees_of_freedom=4, num_runs=0)
+
+
+def least_groups(margin: float, confidence: float) -> int | None:
+    """Return from how many test groups of equal weight on a classifier that answers as the champion does is
+    non-inferior to it at a margin, with the noise of seeds that is assumed; None: that noise is too large.
+    """
+
+    def is_enough(number: int) -> bool:
+        equal = Gain.of(0.0, 0.0, number - 1, confidence, np.zeros(0))
+        gain = equal.with_seed_noise(2 * _SEED_DEVIATION**2, MIN_RUNS - 1, confidence)
+        return gain.excludes_loss(min(gain.detectable, margin), confidence)
+
+    return next(filter(is_enough, range(2, _MOST_GROUPS)), None)
 
 
 def pooled(recipes: Iterable[list[Run]]) -> SeedNoise | None:

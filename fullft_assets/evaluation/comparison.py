@@ -57,12 +57,14 @@ class Slices(Record):
             its false alarms.
         rival: the champion, else the best baseline; or the last champion that was better.
         num_small: slices of each kind that have too few groups.
+        lost_labels: labels with too few groups that the rival predicts rightly and the model never does.
     """
 
     metric: str
     rival: str
     found: list[SliceScore]
     num_small: dict[str, int]
+    lost_labels: list[str] = []
 
     def tested(self, min_groups: float) -> list[SliceScore]:
         """Return the slices with enough groups to decide on."""
@@ -121,6 +123,7 @@ def measure_slices(
     sampling = {"reference": reference, "resamples": resamples, "confidence": confidence, "seed": seed}
     scores: list[SliceScore] = []
     num_small: dict[str, int] = {}
+    lost_labels: list[str] = []
     for kind, values in slicing.items():
         column = np.array(values, object)
         slices = (
@@ -143,12 +146,17 @@ def measure_slices(
         if len(slices) > len(measurable):
             num_small[kind] = len(slices) - len(measurable)
         rare = [
-            slice_metric.labels
-            for size, (_, _, slice_metric) in zip(sizes, slices, strict=True)
+            (name, slice_metric)
+            for size, (name, _, slice_metric) in zip(sizes, slices, strict=True)
             if size < MIN_GROUPS and isinstance(slice_metric, LabelF1)
         ]
         if rare:
-            together = LabelF1(*np.concatenate(rare).tolist())
+            lost_labels = [
+                name
+                for name, label in rare
+                if label.compute(pair[reference]) == 0 < label.compute(pair[rival])
+            ]
+            together = LabelF1(*np.concatenate([label.labels for _, label in rare]).tolist())
             rows = np.flatnonzero(together.mass(pair[reference]))
             if _effective(together, pair[reference], index, rows) >= MIN_GROUPS:
                 measurable.append((RARE_LABELS, rows, together))
@@ -156,7 +164,7 @@ def measure_slices(
             _measure(kind, name, rows, slice_metric, pair, index, sampling, rival)
             for name, rows, slice_metric in measurable
         ]
-    return Slices(metric=metric.name, rival=rival, found=scores, num_small=num_small)
+    return Slices(metric=metric.name, rival=rival, found=scores, num_small=num_small, lost_labels=lost_labels)
 
 
 def _labels(predictions: Predictions) -> list[tuple[str, np.ndarray, Metric]]:

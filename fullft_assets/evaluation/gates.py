@@ -173,9 +173,8 @@ class BeatsChampion(Gate):
         }
         if CHAMPION not in gains:
             return self.result(True, "no champion yet")
-        gain_over_champion = gains[CHAMPION]
+        gain_over_champion = gains[CHAMPION].at_look(context.look, evaluation.confidence)
         if context.rule == "superiority":
-            gain_over_champion = gain_over_champion.at_look(context.look, evaluation.confidence)
             result = self._is_superior(gain_over_champion, context)
         else:
             results = [self._is_not_inferior(name, gain, context) for name, gain in gains.items()]
@@ -263,12 +262,19 @@ class NoSliceIsWorse(Gate):
         eroded = [
             score for score in eroded_labels(context.evaluation, context.settings) if score not in worse
         ]
+        since_anchor = context.evaluation.labels_since_anchor
+        lost = (
+            f"; labels with too few groups to test that are never predicted rightly, as the"
+            f" {title(since_anchor.rival)} does: {len(since_anchor.lost_labels)}, which the report names"
+            if since_anchor is not None and since_anchor.lost_labels
+            else ""
+        )
         if slices is None or not (slices.tested(min_groups) or worse or eroded):
             text = (
                 f"no slice has {min_groups:g} groups of equal weight (release.min_effective_groups), so none"
                 " was tested"
             )
-            return self.result(True, text, numbers)
+            return self.result(True, text + lost, numbers)
         text = (
             f"{len(worse) or 'none'} of {len(slices.found)} slices {'is' if len(worse) == 1 else 'are'} worse"
             f" than the {title(slices.rival)} by more than chance"
@@ -278,13 +284,12 @@ class NoSliceIsWorse(Gate):
                 f"{num} by {kind}" for kind, num in Counter(score.kind for score in worse).items()
             )
             text += f": {counts}; the report names them"
-        since_anchor = context.evaluation.labels_since_anchor
         if eroded and since_anchor is not None:
             text += (
                 f"; rare labels that lost since the {title(since_anchor.rival)}: {len(eroded)}, which the"
                 " report names"
             )
-        return self.result(not worse and not eroded, text, numbers)
+        return self.result(not worse and not eroded, text + lost, numbers)
 
 
 #: How much smaller the error level of rare labels is against the champion, which every release meets: a

@@ -321,8 +321,9 @@ def _hashes(documents: pa.Table, settings: ExamplesSettings) -> list[str | None]
 def _findings(frame: "pd.DataFrame", settings: ExamplesSettings) -> dict[str, Finding]:
     findings = run_expectations(frame, suite_for(settings))
     # Each of the user's is tried alone: Great Expectations does not always say which one it failed on.
-    suite_of_user = expectations.build(settings) if settings.expectations else {}
-    for number, (name, expectation) in enumerate(suite_of_user.items()):
+    for number, (name, expectation) in enumerate(
+        (expectations.build(settings) if settings.expectations else {}).items()
+    ):
         try:
             findings |= run_expectations(frame, {name: expectation})
         except Exception:

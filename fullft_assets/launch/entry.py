@@ -57,8 +57,9 @@ def run_job(
         # Dagster keeps the step's stderr beside its event log: neither gets a message, which may quote a
         # document.
         print(stack_without_messages(error), file=sys.stderr)
-        line = f"{Path(sys.argv[0]).stem} failed: {_kept_reason(error, job)}"
-        report_failure(WorkloadFailure(line, classify(error)))
+        report_failure(
+            WorkloadFailure(f"{Path(sys.argv[0]).stem} failed: {_kept_reason(error, job)}", classify(error))
+        )
         return 1
     return 0
 

@@ -66,8 +66,7 @@ def compare_means(
     squares = degrees**2 / ((degrees - 1) * (degrees + 2)) * unbiased
     size = means.shape[1]
     coordinates = float(np.clip(variance**2 / squares if squares > 0 else size, min(3, size), size))
-    mean = np.average(np.stack(current), axis=0, weights=current_sizes)
-    distance = float(np.square(mean - centre).sum())
+    distance = float(np.square(np.average(np.stack(current), axis=0, weights=current_sizes) - centre).sum())
     # A change within the reference looks like topics that last; the comparison of its halves is after it.
     lasting_share = _lasting_share(gram) if len(current) <= POOLED else 0.0
     of_current, of_reference = (1 + lasting_share * _inflation(len(side)) for side in (current, reference))
@@ -299,8 +298,7 @@ class TextStatistics(DriftTest):
 
     def coordinates(self, fitted: Mapping[str, np.ndarray], features: Features) -> np.ndarray:
         """Return the whitened mid-ranks of each document's numbers."""
-        ranks = _mid_ranks(fitted["ranks"], features.numbers)
-        return (ranks - fitted["ranks_centre"]) @ fitted["ranks_axes"]
+        return (_mid_ranks(fitted["ranks"], features.numbers) - fitted["ranks_centre"]) @ fitted["ranks_axes"]
 
     def in_words(self, reference: Sequence[Sums], current: Sequence[Sums], labels: Sequence[str]) -> str:
         """Return which of the numbers changed by a tenth or more, and from what to what."""

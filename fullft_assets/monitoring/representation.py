@@ -132,8 +132,7 @@ def difference(training: Mapping[str, int], production: Mapping[str, int]) -> Di
     sizes = counts.sum(axis=1)
     shares = counts / sizes[:, None]
     pooled = np.average(shares, axis=0, weights=sizes)
-    variances = pooled * (1 - pooled) * (1 / sizes).sum()
-    by_chance = float(np.sqrt(2 / np.pi * variances).sum() / 2)
+    by_chance = float(np.sqrt(2 / np.pi * (pooled * (1 - pooled) * (1 / sizes).sum())).sum() / 2)
     order = np.argsort(-np.abs(shares[0] - shares[1]), kind="stable")
     ranked = {names[i]: (float(shares[0, i]), float(shares[1, i])) for i in order}
     return Difference(float(np.abs(shares[0] - shares[1]).sum() / 2), by_chance, ranked)

@@ -142,10 +142,9 @@ class EntityModel:
         for (row, start, _), document in zip(parts, documents, strict=True):
             for entity in document.ents:
                 if (kind := self._kinds.get(entity.label_)) is not None:
-                    piece = Found(
-                        start + entity.start_char, start + entity.end_char, f"[{kind.upper()}]", kind
+                    pieces[row].append(
+                        Found(start + entity.start_char, start + entity.end_char, f"[{kind.upper()}]", kind)
                     )
-                    pieces[row].append(piece)
         return pieces
 
 

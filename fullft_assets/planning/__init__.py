@@ -10,6 +10,7 @@ from fullft_assets.planning.plan import (
     PILOT_CHECKS,
     PLAN_CHECKS,
     VERSION,
+    fitting_note,
     plan_checks,
     refusal,
     state_bytes,

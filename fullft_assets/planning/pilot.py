@@ -24,6 +24,12 @@ _STRAYING = 0.015
 MAX_GROWTH = 0.06
 #: Rows that two systems answer otherwise, as a share: what a gain's sampling error comes from.
 _DIFFERENT = 0.25
+#: The same of a language model, whose gain in nats a token becomes so many times as large: at least, as expected
+#: and at most.
+_TIMES = (1.0, 1.8, 3.0)
+#: How differently texts gain (standard deviation): as a share of the mean gain, and at least, in nats.
+_SPREAD = 0.5
+_LEAST_SPREAD = 0.1
 #: Standard errors to each side of a 90% interval.
 _REACH = 1.645
 
@@ -81,7 +87,12 @@ def pilot_rows(num_rows: int, share: float, batch_size: int) -> int:
 
 
 def predict_score(
-    point: Point, baseline: float | None, target_rows: int, num_validation_rows: int
+    point: Point,
+    baseline: float | None,
+    target_rows: int,
+    num_validation_rows: int,
+    *,
+    in_nats: bool = False,
 ) -> PredictedScore:
     """Return the prediction of the score after training on `target_rows`: its gain over the best baseline is
     that of the pilot over the best one on the pilot's rows.
@@ -95,12 +106,23 @@ def predict_score(
         baseline: score in [0, 1] of the best baseline that learned from all rows, or of the start on them;
             None: not known.
         num_validation_rows: that everything was scored on.
+        in_nats: the scores are probabilities of a language model's tokens, and the base model is the baseline:
+            the gain in nats grows, one that is not above 0 bounds nothing.
     """
-    # Also where it is not a number.
-    if baseline is None or not point.score - point.start >= -_MAX_FALL:
+    has_learned = point.score > point.start > 0 if in_nats else point.score - point.start >= -_MAX_FALL
+    # Nor where it is not a number.
+    if baseline is None or not has_learned:
         score = _bounded(point.score if baseline is None else baseline)
         return PredictedScore(point=point, target_rows=target_rows, predicted=score, low=0.0, high=1.0)
     decades = math.log10(max(1.0, target_rows / point.rows))
+    if in_nats:
+        nats = math.log(point.score / point.start)
+        error = _REACH * max(_LEAST_SPREAD, _SPREAD * nats) / math.sqrt(max(1, num_validation_rows))
+        ends = zip(_TIMES, (-error, 0.0, error), strict=True)
+        low, predicted, high = (
+            _bounded(baseline * math.exp(nats * times**decades + chance)) for times, chance in ends
+        )
+        return PredictedScore(point=point, target_rows=target_rows, predicted=predicted, low=low, high=high)
     score = baseline + point.gain
     chance = _REACH * math.sqrt(_DIFFERENT / max(1, num_validation_rows) + _STRAYING**2 * decades)
     return PredictedScore(

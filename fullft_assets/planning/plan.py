@@ -89,6 +89,12 @@ def copies_bytes(num_parameters: int, num_trained: int, training: TrainingSettin
     return bytes_per_weight(training.weights) * (num_taught + num_pulled)
 
 
+def fitting_note(fitting: Mapping[str, Any]) -> str:
+    """Return the end of a sentence that names changes of `training` with which it is counted to fit."""
+    changes = ", ".join(f"training.{name}: {value}" for name, value in fitting.items())
+    return f"; these are counted to fit: {changes}" if fitting else ""
+
+
 def memory_check(
     measurement: Measured,
     settings: PlanningSettings,
@@ -132,9 +138,7 @@ def memory_check(
         # A step in the backward pass takes the full batch.
         rows = "batch_size and micro_batch_size" if training.steps_in_backward else "micro_batch_size"
         description += f"; lower training.{rows}, or set training.gradient_checkpointing"
-        if fitting:
-            changes = ", ".join(f"training.{name}: {value}" for name, value in fitting.items())
-            description += f"; these are counted to fit: {changes}"
+        description += fitting_note(fitting)
     return peak, CheckOutcome(
         name=FITS_IN_MEMORY.name,
         passed=is_enough,
@@ -196,7 +200,7 @@ def stop_note(seconds: float, grace_seconds: float) -> str:
     )
 
 
-VERSION = "20"
+VERSION = "21"
 PLAN_CHECKS = (FITS_IN_MEMORY, WITHIN_BUDGET)
 #: It does not block: a refusal is an answer, so the run goes on to its end, without training.
 PILOT_CHECKS = (PILOT_PREDICTS_GAIN,)

@@ -33,6 +33,7 @@ from fullft_assets.release.decision import (
     seed_runs,
     stored_baseline_key,
     stored_baseline_settings,
+    verdict_outlook,
 )
 from fullft_assets.release.model_card import CARD, VERSION, ChampionMetadata, card_of
 from fullft_assets.release.push import hand_over, push_champion, register_champion, try_to_hand_over

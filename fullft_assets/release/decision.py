@@ -1,5 +1,6 @@
 """The decision on a candidate: promoted if every gate passes and nothing has changed since it was judged."""
 
+import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
@@ -19,6 +20,7 @@ from fullft_assets.checkpoint import plan_settings
 from fullft_assets.checkpoint.metadata import CheckpointMetadata
 from fullft_assets.errors import GateError
 from fullft_assets.evaluation import FINETUNED, Evaluation, read_evaluation, title
+from fullft_assets.evaluation.base import least_groups
 from fullft_assets.evaluation.gates import ChampionRule
 from fullft_assets.evaluation.metadata import EvaluationMetadata
 from fullft_assets.evaluation.verdict import ReleaseVerdict, read_verdict
@@ -35,9 +37,10 @@ from fullft_assets.release.champion import (
 from fullft_assets.release.model_card import write_card
 from fullft_assets.settings import ReleaseSettings, UseCaseSettings
 from fullft_assets.settings.use_case import UseCase
+from fullft_assets.snapshot import verdict_check
 from fullft_assets.snapshot.metadata import SnapshotMetadata
 from fullft_assets.store import Manifest, Store, artifact_key, digest
-from fullft_assets.task import BASELINES
+from fullft_assets.task import BASELINES, task_of
 
 #: How a release ends that the gates decided: said where the pointer moved, and nowhere else.
 PROMOTED = "Promoted: every gate passed."
@@ -514,4 +517,20 @@ def choice_sentence(evaluation: Evaluation, rival: str, *, reason: str, costs: s
         f"The {title(evaluation.candidate)} is chosen: {title(metric)} {evaluation.score.estimate:.3f}"
         f" on the test rows, against {evaluation.scores[metric][rival].estimate:.3f} of the {title(rival)},"
         f" {reason}; {costs}."
+    )
+
+
+def verdict_outlook(metadata: SnapshotMetadata, settings: UseCaseSettings) -> str | None:
+    """Return which verdicts the test groups of a snapshot are too few for, and what to do; None: for none."""
+    check = verdict_check(metadata, settings)
+    if not check.passed:
+        return f"No verdict is possible: {check.description}"
+    loss = settings.release.max_tolerable_loss
+    num_needed = least_groups(loss, settings.evaluation.confidence)
+    if not task_of(settings.examples).has_labels or metadata.num_test_groups >= (num_needed or math.inf):
+        return None
+    enough = f", {num_needed:,} may; deliver more groups" if num_needed else ": seeds alone may do so"
+    return (
+        f"A first model can be promoted, a later one of the same recipe cannot: {metadata.num_test_groups:,}"
+        f" test groups do not exclude a loss of {loss:g} (release.max_tolerable_loss){enough}, or raise it"
     )

@@ -300,8 +300,7 @@ def _schedule(state: State, signals: Signals) -> Iterator[Rule]:
     due = signals.scheduled_at
     if due is None:
         return
-    last = max([state.trained_at or 0.0, *(attempt.started_at for attempt in state.attempts)])
-    if last >= due:
+    if max([state.trained_at or 0.0, *(attempt.started_at for attempt in state.attempts)]) >= due:
         yield Rule("schedule", "wait", f"nothing is due by the schedule since {date(due)}")
     else:
         yield _if_there_is_something_new(

@@ -54,8 +54,7 @@ def sign(entry: Entry, key: Path, approvers: Mapping[str, str]) -> Entry:
     Raises:
         SettingsError: the key cannot sign, or is no approver's.
     """
-    command = ["ssh-keygen", "-q", "-Y", "sign", "-f", str(key), "-n", _NAMESPACE]
-    result = _run(command, statement(entry))
+    result = _run(["ssh-keygen", "-q", "-Y", "sign", "-f", str(key), "-n", _NAMESPACE], statement(entry))
     if result.returncode:
         message = " ".join(result.stderr.decode(errors="replace").split())
         raise SettingsError(f"{key}: cannot sign ({message}); give an SSH key of yours")

@@ -92,8 +92,9 @@ class Settings(BaseModel):
             if key in cls.REMOVED:
                 message = f"`{key}` was removed; {cls.REMOVED[key]}"
             else:
-                known_keys = f"; known keys: {', '.join(cls.model_fields)}"
-                message += did_you_mean(key, cls.model_fields) or known_keys
+                message += (
+                    did_you_mean(key, cls.model_fields) or f"; known keys: {', '.join(cls.model_fields)}"
+                )
         value = "a list" if isinstance(error["input"], list) else error["input"]
         name = f"{error['loc'][0]}: {value}" if error["loc"] else ""
         if name in cls.REMOVED:

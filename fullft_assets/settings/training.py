@@ -65,14 +65,17 @@ class TrainingSettings(Settings):
         gt=0,
         le=1_000,
         description=(
-            "Passes over the training rows. Default: 3; of a task with labels as many more as 500 optimizer"
-            " steps take, at most 20."
+            "Passes over the training rows. Default: 3; of a task with labels as many more as read 16,000 rows,"
+            " at most 20."
         ),
     )
     batch_size: int = Field(
-        default=32,
+        default=16,
         ge=1,
-        description="Rows per optimizer step (the effective batch size, over all processes).",
+        description=(
+            "Rows per optimizer step (the effective batch size, over all processes). Default of sft and"
+            " language_modeling: 32."
+        ),
     )
     micro_batch_size: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
         default="auto",

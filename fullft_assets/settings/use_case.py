@@ -109,12 +109,14 @@ class UseCaseSettings(Settings):
         if not isinstance(data, Mapping):
             return data
         examples = data.get("examples")
-        chunks = data.get("chunks", {})
         task = examples.get("task") if isinstance(examples, Mapping) else getattr(examples, "task", None)
-        defaults = TASKS.get(task).chunk_defaults if isinstance(task, str) and task in TASKS else {}
-        if not defaults or not isinstance(chunks, Mapping):
-            return data
-        return {**data, "chunks": {**defaults, **chunks}}
+        defaults = TASKS.get(task).defaults if isinstance(task, str) and task in TASKS else {}
+        sections = {
+            name: {**defaults[name], **section}
+            for name in defaults
+            if isinstance(section := data.get(name, {}), Mapping)
+        }
+        return {**data, **sections}
 
     @field_validator("store")
     @classmethod
@@ -138,7 +140,7 @@ class UseCaseSettings(Settings):
         training = self.training
         if training.epochs is not None:
             return self
-        min_epochs = math.ceil(task_of(self.examples).min_steps * training.batch_size / max(1, num_rows))
+        min_epochs = math.ceil(task_of(self.examples).min_rows_read / max(1, num_rows))
         epochs = min(max(EPOCHS, float(min_epochs)), MOST_EPOCHS)
         return self.model_copy(update={"training": training.model_copy(update={"epochs": epochs})})
 

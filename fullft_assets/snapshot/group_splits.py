@@ -214,5 +214,4 @@ def _test_share(
         return least
     share = max(least, float(of_groups[num_wanted]))
     is_left = (hashes >= share + settings.validation_share) & np.isin(ledger_split, (UNKNOWN, TRAIN))
-    num_left = num_rows[is_left].sum()
-    return share if num_left >= _ROOM_FOR_COPIES * settings.min_train_rows else least
+    return share if num_rows[is_left].sum() >= _ROOM_FOR_COPIES * settings.min_train_rows else least

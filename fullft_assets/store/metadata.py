@@ -77,8 +77,7 @@ class Metadata(StrictRecord):
     @model_serializer(mode="wrap")
     def _spread_items(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         values = handler(self)
-        items = {} if self.spread_field is None else values.pop(self.spread_field)
-        return {**values, **items}
+        return {**values, **({} if self.spread_field is None else values.pop(self.spread_field))}
 
     @classmethod
     def private(cls, name: str, value: Any) -> Private | None:

@@ -192,8 +192,7 @@ class Streak:
 
     def add(self, step: int, holds: bool) -> int | None:
         """Return the first step of the streak once it is long enough, and start again; else None."""
-        before = self._steps if len(self._steps) < self._num_steps else []
-        self._steps = [*before, step] if holds else []
+        self._steps = [*(self._steps if len(self._steps) < self._num_steps else []), step] if holds else []
         return self._steps[0] if len(self._steps) == self._num_steps else None
 
 

@@ -86,8 +86,9 @@ def _of_array(file: Delivered, path: str) -> Iterator[tuple[int, Record]]:
     try:
         with file.text() as text:
             stream = _Encoded(text)
-            records = ijson.items(stream, f"{path}.item".lstrip("."), use_float=True, buf_size=2**16)
-            for number, record in enumerate(records, start=1):
+            for number, record in enumerate(
+                ijson.items(stream, f"{path}.item".lstrip("."), use_float=True, buf_size=2**16), start=1
+            ):
                 yield number, record if isinstance(record, dict) else "not a JSON object"
             # The parser says nothing of a string that begins after the end, and never ends itself.
             if stream.last_character not in "]}":

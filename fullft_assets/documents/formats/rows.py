@@ -325,8 +325,9 @@ def row_of(record: dict[str, Any], settings: RowSettings) -> Row:
         add_target(row, value_of(record, settings.label), settings)
     if PAGES_WITHOUT_TEXT in record:
         row[PAGES_WITHOUT_TEXT] = record[PAGES_WITHOUT_TEXT]
-    human = record.get("human_annotated", record.get("human-annotated"))
-    add_annotation(row, record.get("confidence"), human)
+    add_annotation(
+        row, record.get("confidence"), record.get("human_annotated", record.get("human-annotated"))
+    )
     return row
 
 

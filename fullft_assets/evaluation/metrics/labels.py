@@ -143,8 +143,7 @@ def _area(is_true: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> float
     starts = np.flatnonzero(np.append(True, ranked_scores[1:] != ranked_scores[:-1]))
     true, false = (np.add.reduceat((weights * rows)[order], starts) for rows in (is_true, ~is_true))
     pairs = true.sum() * false.sum()
-    below = false.cumsum() - false
-    return float((true * (below + false / 2)).sum() / pairs) if pairs > 0 else None
+    return float((true * (false.cumsum() - false / 2)).sum() / pairs) if pairs > 0 else None
 
 
 AUROC = Auroc()

@@ -90,8 +90,7 @@ def incoming_text(text: str, messages: Sequence[Message] | None) -> str:
     """Return what comes in of a document: of a conversation, what users and tools write. A system prompt is
     the same for all of them, and the assistant is a model.
     """
-    turns = [message for message in messages or () if message["role"] in ("user", "tool")]
-    return text_of(turns) or text
+    return text_of([message for message in messages or () if message["role"] in ("user", "tool")]) or text
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ where `training.sharding` is on.
 import json
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -26,7 +27,7 @@ from fullft_assets.checkpoint import plan_settings
 from fullft_assets.errors import DivergenceError, OutOfMemory, SettingsError, is_out_of_memory
 from fullft_assets.job import Job
 from fullft_assets.launch.entry import run_workload
-from fullft_assets.models.hardware import local_hardware
+from fullft_assets.models.hardware import free_memory, local_hardware
 from fullft_assets.models.inference import claim_device
 from fullft_assets.planning.targets import lora_share, recommendation, shares, table
 from fullft_assets.progress import Progress
@@ -131,7 +132,9 @@ def _store_best_baseline(job: Job, store: Store, progress: Progress) -> None:
     store_baseline(job, store, inputs[TRAINING_SNAPSHOT], baselines, name, progress)
 
 
-def _on_targets(workload: Planning, measurement: planning.Measured) -> tuple[dict[str, Any], dict[str, Any]]:
+def _on_targets(
+    workload: Planning, measurement: planning.Measured | None
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the plan on other machines for the metadata of the plan, calibrated on this one where its speed
     was measured; and the changes of training with which it fits here.
     """
@@ -141,7 +144,7 @@ def _on_targets(workload: Planning, measurement: planning.Measured) -> tuple[dic
     planner = TargetPlanner(workload.recipe, settings, _num_held_out_rows(workload))
     try:
         flops = planner.work().flops
-        plans = planner.plans(flops / measurement.predicted_seconds)
+        plans = planner.plans(None if measurement is None else flops / measurement.predicted_seconds)
     except CannotCount as error:
         workload.progress.say(f"no plan for other machines: {error}")
         return {}, {}
@@ -160,17 +163,21 @@ def _write_plan(workload: Planning, draft: Draft) -> Manifest | None:
     try:
         measurement, about = measure(workload.recipe, workload.job.settings, workload.processes)
     except Exception as error:
-        if not is_out_of_memory(error):
+        if not (isinstance(error, OutOfMemory) or is_out_of_memory(error)):
             raise
         alone = (
             "; this process held the complete model: start planning under torchrun, as the launcher does"
             if workload.job.settings.training.sharding != "none" and workload.processes == 1
             else ""
         )
+        # The frames hold what did not fit.
+        traceback.clear_frames(error.__traceback__)
+        free_memory()
+        _, fitting = _on_targets(workload, None)
         raise OutOfMemory(
             "not one training pass of the largest size fits in memory; lower training.micro_batch_size or"
             " chunks.max_tokens, set training.gradient_checkpointing, or go down the memory ladder"
-            f" (training.optimizer, training.weights){alone}"
+            f" (training.optimizer, training.weights){planning.fitting_note(fitting)}{alone}"
         ) from error
     settings = workload.job.settings
     parts = shares(settings, workload.recipe.num_rows, _num_held_out_rows(workload))
@@ -271,6 +278,7 @@ def _write_pilot(workload: Planning, draft: Draft, baselines: Manifest) -> Manif
         max([*starts, *(to_beat.scores[name] for name in fitted)], default=None),
         workload.recipe.num_rows,
         SnapshotMetadata.of(workload.snapshot).num_validation_rows,
+        in_nats=not workload.recipe.has_new_head,
     )
     lora_score = _lora_score(workload)
     check = planning.pilot_check(prediction, to_beat.scores, settings.planning, lora_score)
@@ -289,8 +297,9 @@ def _write_pilot(workload: Planning, draft: Draft, baselines: Manifest) -> Manif
         seconds=fit.seconds,
         num_tokens=fit.num_tokens,
     )
-    history = json.dumps({**metadata.as_dict(), "history": fit.history}, indent=1)
-    (draft.path / "pilot.json").write_text(history)
+    (draft.path / "pilot.json").write_text(
+        json.dumps({**metadata.as_dict(), "history": fit.history}, indent=1)
+    )
     return workload.commit(draft, metadata, [check])
 
 
@@ -328,8 +337,7 @@ def _pilot_fit(workload: Planning, recipe: Any, training: TrainingSettings) -> F
 def _lora_score(workload: Planning) -> float | None:
     """Return the validation score of LoRA on the pilot's rows; None where it is not trained on them."""
     settings = workload.job.settings
-    num_rows = workload.recipe.num_rows
-    if not lora_share(settings, _pilot_rows(workload.recipe, settings) / num_rows):
+    if not lora_share(settings, _pilot_rows(workload.recipe, settings) / workload.recipe.num_rows):
         return None
     workload.progress.say("LoRA on the same rows ...")
     try:

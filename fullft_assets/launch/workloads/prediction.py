@@ -52,8 +52,9 @@ def work(job: Job, store: Store, progress: Progress) -> None:
         max_new_tokens = job.settings.monitoring.max_new_tokens
         for first in range(0, len(documents), BLOCK_DOCUMENTS):
             texts = [document.text for document in documents[first : first + BLOCK_DOCUMENTS]]
-            block = task.predict(model, job.settings, labels, texts, max_new_tokens)
-            for num_done, prediction in enumerate(block, start=first + 1):
+            for num_done, prediction in enumerate(
+                task.predict(model, job.settings, labels, texts, max_new_tokens), start=first + 1
+            ):
                 progress.raise_if_stopped()
                 progress.step(num_done, len(documents))
                 if "probability" in prediction:

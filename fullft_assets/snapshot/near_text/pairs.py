@@ -480,8 +480,9 @@ class Texts:
         estimates = [np.zeros(0)]
         for start in range(0, len(rows), _ESTIMATED_PAIRS):
             part = slice(start, start + _ESTIMATED_PAIRS)
-            is_equal = self._bytes("signature", rows[part]) == signatures[position[part]]
-            estimates.append(is_equal.mean(axis=1))
+            estimates.append(
+                (self._bytes("signature", rows[part]) == signatures[position[part]]).mean(axis=1)
+            )
         return np.concatenate(estimates)
 
     def _confirm(self, pairs: np.ndarray, are_alike: AreAlike) -> dict[int, int]:

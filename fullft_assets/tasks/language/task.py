@@ -13,7 +13,8 @@ class NextToken(Task):
 
     is_generative = True
     # It is a whole model from the start, and forgets with each pass.
-    min_steps = 0
+    min_rows_read = 0
+    defaults = {"training": {"batch_size": 32}}
     plain_task = "language_modeling"
     metrics = ("token_probability", "token_accuracy")
     shown_metrics = ("token_probability", "perplexity", "token_accuracy")
@@ -69,7 +70,7 @@ class LanguageModeling(NextToken):
 
     name = "language_modeling"
     ends_texts = True
-    chunk_defaults = {"stride": 0}
+    defaults = {**NextToken.defaults, "chunks": {"stride": 0}}
 
     def _write(self, writer: Any, text: str) -> str:
         return text + writer.write(text)

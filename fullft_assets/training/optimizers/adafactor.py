@@ -67,8 +67,9 @@ def _step_matrix(update: Update, decay: float) -> None:
     for slope, scale in pairs:
         squares += (slope * scale[:, None]).mul_(by_column).square_().sum()
     too_large = ((update.total(squares) / size).sqrt() / _LARGEST_UPDATE).clamp(min=1.0)
-    parts = weight.detach().view(slopes.shape).split(rows_a_chunk)
-    for part, (slope, scale) in zip(parts, pairs, strict=True):
+    for part, (slope, scale) in zip(
+        weight.detach().view(slopes.shape).split(rows_a_chunk), pairs, strict=True
+    ):
         value = part.float().mul_(update.decay)
         value.sub_((slope * scale[:, None]).mul_(by_column).mul_(update.group["lr"] / too_large))
         update.write(part, value, update.noise(value))
