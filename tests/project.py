@@ -105,8 +105,10 @@ class Project:
                 attributes[name] = {**attributes.get(name, {}), **section}
             else:
                 attributes[name] = section
-        content = yaml.safe_dump({"type": "fullft_assets.FullFineTune", "attributes": attributes})
-        write_files(self.yaml_path.parent, {"defs.yaml": content})
+        write_files(
+            self.yaml_path.parent,
+            {"defs.yaml": yaml.safe_dump({"type": "fullft_assets.FullFineTune", "attributes": attributes})},
+        )
 
     def deliver(self, file: str, rows: Iterable[dict[str, Any]]) -> Path:
         return write_rows(self.documents / file, rows)

@@ -354,8 +354,9 @@ class TestSpans:
         lost = 0
         around = len(loaded.prefix), len(loaded.suffix)
         for text, row, [marks] in zip(texts, spans, found.table["marks"].to_pylist(), strict=True):
-            offsets = loaded.tokenizer.encode(text, add_special_tokens=False).offsets
-            expected = slow_span_marks(text, offsets, row)
+            expected = slow_span_marks(
+                text, loaded.tokenizer.encode(text, add_special_tokens=False).offsets, row
+            )
             assert marks == [0] * around[0] + expected + [0] * around[1]
             lost += sum(k + 1 not in expected for k in range(len(row)))
         assert found.counts["num_spans_without_tokens"] == lost

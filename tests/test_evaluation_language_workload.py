@@ -93,8 +93,9 @@ class Lab:
             for number in rng.choice(len(flat), 4):
                 ids, marks = flat[number]
                 targets = torch.tensor([i if marks is None or marks[k] else -100 for k, i in enumerate(ids)])
-                logits = model(input_ids=torch.tensor([ids])).logits[0]
-                functional.cross_entropy(logits[:-1], targets[1:]).backward()
+                functional.cross_entropy(
+                    model(input_ids=torch.tensor([ids])).logits[0][:-1], targets[1:]
+                ).backward()
             optimizer.step()
             optimizer.zero_grad()
         model.save_pretrained(folder)

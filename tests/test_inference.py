@@ -172,8 +172,9 @@ def test_what_computes_is_not_chosen_by_the_models_folder(
 ) -> None:
     """`config.json` may name a kernel of the hub, which transformers would fetch and run."""
     write_tiny_model(tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps({**config, key: "somebody/kernel"}))
+    (tmp_path / "config.json").write_text(
+        json.dumps({**json.loads((tmp_path / "config.json").read_text()), key: "somebody/kernel"})
+    )
     with loading.without_weights() if without_weights else nullcontext():
         model = inference.load_classifier(tmp_path, num_labels=3)
     assert (model.config._attn_implementation, model.config.num_labels) == ("sdpa", 3)

@@ -3,7 +3,7 @@
 import math
 import re
 from pathlib import Path
-from typing import Any
+from unittest.mock import Mock
 
 import psutil
 import pytest
@@ -283,11 +283,8 @@ def test_where_not_one_pass_fits_the_lines_that_are_counted_to_fit_are_named(
 ) -> None:
     from fullft_assets.launch.workloads import planning as workload
 
-    def measure(recipe: Any, settings: Any, processes: int) -> None:
-        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
-
     monkeypatch.setattr(entry, "listen_for_stop", lambda progress: None)
-    monkeypatch.setattr(workload, "measure", measure)
+    monkeypatch.setattr(workload, "measure", Mock(side_effect=RuntimeError("DefaultCPUAllocator")))
     monkeypatch.setattr(workload, "_on_targets", lambda *_: ({}, {"optimizer": "adafactor"}))
     job = prepared.job("pilot_run", "too large")
     assert entry.run_job(workload.work, job.write(prepared.store), Progress(silent=True)) == EXIT_FIXABLE

@@ -122,8 +122,11 @@ def _with_visible(value: Any) -> Any:
         return visible(value)
     if isinstance(value, list):
         return [_with_visible(entry) for entry in value]
-    is_object = isinstance(value, dict)
-    return {visible(name): _with_visible(entry) for name, entry in value.items()} if is_object else value
+    return (
+        {visible(name): _with_visible(entry) for name, entry in value.items()}
+        if isinstance(value, dict)
+        else value
+    )
 
 
 _WIDTH = 300

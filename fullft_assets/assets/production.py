@@ -286,8 +286,9 @@ def build_checks(graph: CaseGraph) -> list[dg.AssetChecksDefinition]:
                 if champion
                 else latest(store, graph.name, FINETUNED_CHECKPOINT)
             )
-            labels = CheckpointMetadata.of(model).labels if model else []
-            outcome = representation.judge(store, snapshot, reports, model, labels)
+            outcome = representation.judge(
+                store, snapshot, reports, model, CheckpointMetadata.of(model).labels if model else []
+            )
         return graph.check_result(
             outcome.model_copy(update={"metadata": {**outcome.metadata, "snapshot": snapshot.ref}}),
             TRAINING_SNAPSHOT,

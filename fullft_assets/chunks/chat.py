@@ -204,8 +204,11 @@ class ChatTemplate:
     def _turn(self, conversation: _Conversation, number: int, text: str) -> Span:
         if number:
             before = self._render(conversation.upto(number - 1), True)[0]
-            is_last = number + 1 == len(conversation.messages)
-            upto = text if is_last else self._render(conversation.upto(number))[0]
+            upto = (
+                text
+                if number + 1 == len(conversation.messages)
+                else self._render(conversation.upto(number))[0]
+            )
             if len(before) <= len(upto) and text.startswith(before) and text.startswith(upto):
                 return len(before), len(before) + self._length(upto[len(before) :])
         return self._rewritten_turn(conversation, number, text)

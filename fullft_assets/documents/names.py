@@ -91,8 +91,11 @@ def splits_of(paths: Iterable[str]) -> dict[str, str]:
     for path in paths:
         for series, kind in _series_of(path):
             splits_by_series.setdefault(series, {})[path] = kind
-    complete = [splits for splits in splits_by_series.values() if {"train"} < set(splits.values())]
-    return max(complete, key=len, default={})
+    return max(
+        [splits for splits in splits_by_series.values() if {"train"} < set(splits.values())],
+        key=len,
+        default={},
+    )
 
 
 def _series_of(path: str) -> Iterator[tuple[tuple[str, str], str]]:

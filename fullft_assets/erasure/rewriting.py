@@ -198,8 +198,9 @@ def _rewrite_drawn(
         # Which of them were is no longer known.
     }
     if isinstance(before, ReplayMetadata):
-        num_all_tokens = num_tokens + manifest.inputs["num_task_tokens"]
-        changes["share"] = num_tokens / num_all_tokens if num_tokens else 0.0
+        changes["share"] = (
+            num_tokens / (num_tokens + manifest.inputs["num_task_tokens"]) if num_tokens else 0.0
+        )
 
     def edit(path: Path) -> Mapping[str, Any]:
         pq.write_table(documents, path / EXAMPLES_FILE, compression="zstd")

@@ -145,8 +145,12 @@ class BeatsBaselines(Gate):
         if is_undecided:
             text += _what_would_decide(gain, bar, evaluation.num_test_groups)
         best = evaluation.gain_over_best_baseline.at_look(look, evaluation.confidence)
-        numbers = {"gain": best.estimate, "gain_low": best.low, "gain_high": best.high}
-        return self.result(is_above, text, numbers, is_undecided=is_undecided)
+        return self.result(
+            is_above,
+            text,
+            {"gain": best.estimate, "gain_low": best.low, "gain_high": best.high},
+            is_undecided=is_undecided,
+        )
 
 
 class BeatsChampion(Gate):
@@ -217,8 +221,9 @@ class BeatsChampion(Gate):
         )
         bar = min(context.settings.min_gain_over_champion, 0.0)
         if gain.low > bar:
-            source = f", above {bar:+.3f} (release.min_gain_over_champion)" if bar else ""
-            return self.result(True, text + source)
+            return self.result(
+                True, text + (f", above {bar:+.3f} (release.min_gain_over_champion)" if bar else "")
+            )
         if gain.high < 0:
             return self.result(False, text)
         is_within = gain.excludes_loss(margin, context.evaluation.confidence)

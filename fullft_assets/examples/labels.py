@@ -44,8 +44,9 @@ def named(remarks: Iterable[tuple[str, str]], num_labels: int, all_labels: Colle
     if not may_be_named(all_labels):
         return f"{num_labels:,} label{'s' * (num_labels != 1)} ({NOT_NAMED})"
     phrases = [f"{quoted(label)} {about}".rstrip() for label, about in remarks]
-    more = f" and {num_labels - len(phrases):,} more" if num_labels > len(phrases) else ""
-    return ", ".join(phrases) + more
+    return ", ".join(phrases) + (
+        f" and {num_labels - len(phrases):,} more" if num_labels > len(phrases) else ""
+    )
 
 
 _BETWEEN_WORDS = re.compile(r"[\s_-]+")

@@ -80,10 +80,11 @@ def problem_counts(rows: pa.Table) -> dict[str, int]:
     """Return how many of some rows are malformed in the same way, the commonest first; a problem names
     fields, never their values.
     """
-    counts = Counter(
-        _POSITION.sub("", problem) for problem in rows["problem"].to_pylist() if problem is not None
+    return dict(
+        Counter(
+            _POSITION.sub("", problem) for problem in rows["problem"].to_pylist() if problem is not None
+        ).most_common(10)
     )
-    return dict(counts.most_common(10))
 
 
 def _unknown_labels(rows: pa.Table, settings: ExamplesSettings) -> str:
@@ -105,8 +106,9 @@ def places(rows: Sequence[int], table: pa.Table) -> str:
     locations = [
         f"{alias(table['source'][row].as_py())}:{table['row'][row].as_py()}" for row in rows[:_SHOWN]
     ]
-    more = f" and {len(rows) - len(locations):,} more" if len(rows) > len(locations) else ""
-    return ", ".join(locations) + more
+    return ", ".join(locations) + (
+        f" and {len(rows) - len(locations):,} more" if len(rows) > len(locations) else ""
+    )
 
 
 def agreement_outcome(rule: Rule, agreement: Agreement | None) -> CheckOutcome:

@@ -57,8 +57,10 @@ class RayLauncher(Launcher):
             # Its machine, which had it, does not answer any more.
             return Logs(cursor, stderr=f"the last output is lost: {error}\n")
         lines = text[: text.rfind("\n") + 1].splitlines(keepends=True)
-        output = "".join(line for line in lines if not line.startswith(LAST_LINE))
-        return Logs(str(num_read + len("".join(lines))), output)
+        return Logs(
+            str(num_read + len("".join(lines))),
+            "".join(line for line in lines if not line.startswith(LAST_LINE)),
+        )
 
     def stop(self, name: str) -> None:
         is_there = self._ask("POST", f"{name}/stop", {}) is not None

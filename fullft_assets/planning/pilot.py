@@ -118,11 +118,12 @@ def predict_score(
     if in_nats:
         nats = math.log(point.score / point.start)
         error = _REACH * max(_LEAST_SPREAD, _SPREAD * nats) / math.sqrt(max(1, num_validation_rows))
-        ends = zip(_TIMES, (-error, 0.0, error), strict=True)
-        low, predicted, high = (
-            _bounded(baseline * math.exp(nats * times**decades + chance)) for times, chance in ends
-        )
-        return PredictedScore(point=point, target_rows=target_rows, predicted=predicted, low=low, high=high)
+        scores = [
+            _bounded(baseline * math.exp(nats * times**decades + chance))
+            for times, chance in zip(_TIMES, (-error, 0.0, error), strict=True)
+        ]
+        ends = dict(zip(("low", "predicted", "high"), scores, strict=True))
+        return PredictedScore(point=point, target_rows=target_rows, **ends)
     score = baseline + point.gain
     chance = _REACH * math.sqrt(_DIFFERENT / max(1, num_validation_rows) + _STRAYING**2 * decades)
     return PredictedScore(

@@ -77,7 +77,8 @@ class Metadata(StrictRecord):
     @model_serializer(mode="wrap")
     def _spread_items(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         values = handler(self)
-        return {**values, **({} if self.spread_field is None else values.pop(self.spread_field))}
+        items = {} if self.spread_field is None else values.pop(self.spread_field)
+        return {**values, **items}
 
     @classmethod
     def private(cls, name: str, value: Any) -> Private | None:

@@ -102,8 +102,9 @@ def _plausibility(text: str) -> float:
     share_in_place = 1 - min(1.0, len(_MISPLACED.findall(kinds_in_order)) / num_characters)
     # A few letters of another script in a Latin text are rather accents in another code page.
     # A text in another script than Latin has at least this share of its letters in it.
-    is_foreign = 0 < kinds["x"] < 0.1 * (len(kinds_in_order) - kinds[" "] - kinds["s"])
-    return share_in_place**2 * (0.5 if is_foreign else 1.0)
+    return share_in_place**2 * (
+        0.5 if 0 < kinds["x"] < 0.1 * (len(kinds_in_order) - kinds[" "] - kinds["s"]) else 1.0
+    )
 
 
 @cache

@@ -166,8 +166,9 @@ def work(job: Job, store: Store, progress: Progress) -> None:
             reader = Reader.open(job, store, inputs[FINETUNED_CHECKPOINT], progress)
             scale, vocabulary, scale_ref = _load_scale(job, store, inputs, reader)
             if history.scale is not None:
-                earlier = Scale.load(store.folder(history.scale) / monitoring.SCALE, settings.drift_tests)
-                scale = scale.with_content_of(earlier)
+                scale = scale.with_content_of(
+                    Scale.load(store.folder(history.scale) / monitoring.SCALE, settings.drift_tests)
+                )
                 scale_ref = history.scale.ref
             progress.raise_if_stopped()
             features = reader.read([window.texts[index] for index in window.sample], vocabulary)
