@@ -24,8 +24,8 @@ _STRAYING = 0.015
 MAX_GROWTH = 0.06
 #: Rows that two systems answer otherwise, as a share: what a gain's sampling error comes from.
 _DIFFERENT = 0.25
-#: The same of a language model, whose gain in nats a token becomes so many times as large: at least, as expected
-#: and at most.
+#: The same of a language model, whose gain in nats a token becomes so many times as large: at least, as
+#: expected and at most.
 _TIMES = (1.0, 1.8, 3.0)
 #: How differently texts gain (standard deviation): as a share of the mean gain, and at least, in nats.
 _SPREAD = 0.5
@@ -106,8 +106,8 @@ def predict_score(
         baseline: score in [0, 1] of the best baseline that learned from all rows, or of the start on them;
             None: not known.
         num_validation_rows: that everything was scored on.
-        in_nats: the scores are probabilities of a language model's tokens, and the base model is the baseline:
-            the gain in nats grows, one that is not above 0 bounds nothing.
+        in_nats: the scores are probabilities of a language model's tokens, and the base model is the
+            baseline: the gain in nats grows; without one nothing is bounded.
     """
     has_learned = point.score > point.start > 0 if in_nats else point.score - point.start >= -_MAX_FALL
     # Nor where it is not a number.

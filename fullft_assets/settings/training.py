@@ -65,8 +65,8 @@ class TrainingSettings(Settings):
         gt=0,
         le=1_000,
         description=(
-            "Passes over the training rows. Default: 3; of a task with labels as many more as read 16,000 rows,"
-            " at most 20."
+            "Passes over the training rows. Default: 3; of a task with labels as many more as read 16,000"
+            " rows, at most 20."
         ),
     )
     batch_size: int = Field(
