@@ -52,7 +52,7 @@ class Target(Record):
         hourly_usd: None: not known.
         spot: lowest and highest share of the price at which it is let as a spot instance; None: it is not.
         is_measured: whether the speed was measured in a plan of this use case.
-        kind: where it comes from. `price_only`: this project does not run on it.
+        kind: where it comes from. `price_only`: this project was not run on it.
     """
 
     name: str
