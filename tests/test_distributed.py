@@ -108,7 +108,7 @@ def test_parts_are_summed_and_returned_in_fp32(
     ("more", "processes", "message"),
     [
         ({}, 1, "fsdp2 needs more than one process; set launcher.processes to 2 or more"),
-        ({"optimizer": "adafactor_in_backward", "micro_batch_size": 32}, 2, "set adamw or adafactor"),
+        ({"optimizer": "adafactor_in_backward", "micro_batch_size": 16}, 2, "set adamw or adafactor"),
         ({"optimizer": "adafactor", "weights": "bf16"}, 2, None),
         ({"l2_sp": 0.1, "distillation": {"weight": 0.5}, "wise_ft": [0.5]}, 2, None),
         ({"compile": True}, 2, None),

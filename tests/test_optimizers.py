@@ -213,20 +213,20 @@ def test_biases_norms_and_state_spaces_do_not_decay() -> None:
     ("training", "key", "message"),
     [
         (
-            {"optimizer": "adafactor_in_backward", "micro_batch_size": 16},
+            {"optimizer": "adafactor_in_backward", "micro_batch_size": 8},
             "micro_batch_size",
             (
-                "adafactor_in_backward steps in the backward pass and cannot accumulate: set all 32 rows of"
+                "adafactor_in_backward steps in the backward pass and cannot accumulate: set all 16 rows of"
                 " batch_size"
             ),
         ),
         (
-            {"optimizer": "adafactor_in_backward", "micro_batch_size": 32, "ewc": 0.1},
+            {"optimizer": "adafactor_in_backward", "micro_batch_size": 16, "ewc": 0.1},
             "ewc",
             "keeps a copy of the weights, the memory that adafactor_in_backward is there to save",
         ),
         (
-            {"optimizer": "adafactor_in_backward", "micro_batch_size": 32, "precision": "fp16"},
+            {"optimizer": "adafactor_in_backward", "micro_batch_size": 16, "precision": "fp16"},
             "precision",
             "before fp16's scaling is undone",
         ),

@@ -3,7 +3,6 @@
 import math
 import re
 from pathlib import Path
-from unittest.mock import Mock
 
 import psutil
 import pytest
@@ -190,10 +189,10 @@ class TestPredictedScore:
         for score, verdict in ((0.0504, "go"), (0.0351, "open"), (0.03, "open")):
             point = Point(rows=64, start=0.035, score=score, baseline=0.035)
             prediction = predict_score(point, 0.035, 640, 150, in_nats=True)
-            assert pilot_check(prediction, {"base_model": 0.035}, PlanningSettings()).metadata["verdict"] == (
-                verdict
-            )
-            assert prediction.low < 0.0702 < prediction.high or verdict == "open"
+            check = pilot_check(prediction, {"base_model": 0.035}, PlanningSettings())
+            assert check.metadata["verdict"] == verdict
+            # One that lost says nothing; that of the real one is right.
+            assert (prediction.low < 0.0702 < prediction.high < 1) is (score == 0.0504)
 
     def test_a_late_take_off_stays_possible(self):
         # One that has learned nothing yet is not refused for it; one that learns, and never enough, is.
@@ -275,17 +274,3 @@ def test_a_batch_that_cannot_be_divided_is_reported_before_anything_is_measured(
     assert entry.run_job(work, job.write(prepared.store), Progress(silent=True)) == EXIT_FIXABLE
     assert re.match(r"training.batch_size: 8 .* micro_batch_size .* \(3\)$", capsys.readouterr().err)
     assert prepared.store.find("letters", "feasibility_plan", "refused") is None
-
-
-@pytest.mark.heavy
-def test_where_not_one_pass_fits_the_lines_that_are_counted_to_fit_are_named(
-    prepared: Prepared, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
-    from fullft_assets.launch.workloads import planning as workload
-
-    monkeypatch.setattr(entry, "listen_for_stop", lambda progress: None)
-    monkeypatch.setattr(workload, "measure", Mock(side_effect=RuntimeError("DefaultCPUAllocator")))
-    monkeypatch.setattr(workload, "_on_targets", lambda *_: ({}, {"optimizer": "adafactor"}))
-    job = prepared.job("pilot_run", "too large")
-    assert entry.run_job(workload.work, job.write(prepared.store), Progress(silent=True)) == EXIT_FIXABLE
-    assert "; these are counted to fit: training.optimizer: adafactor" in capsys.readouterr().err

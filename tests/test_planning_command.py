@@ -2,11 +2,12 @@
 
 import re
 from dataclasses import replace
+from unittest.mock import Mock
 
 import pytest
 
 from fullft_assets.cli.plan import plan
-from fullft_assets.errors import FullftError
+from fullft_assets.errors import FullftError, OutOfMemory
 from fullft_assets.launch.workloads import planning as workload
 from fullft_assets.planning import PlanMetadata
 from fullft_assets.planning.plan import peak_on_cpu
@@ -27,7 +28,7 @@ def test_the_plan_is_printed_without_weights(tiny: Prepared) -> None:
     assert any(line.startswith("Recommended: this machine") for line in lines)
     for changes, line in (
         ({"min_effective_groups": 1_000}, "No verdict is possible: "),
-        ({"max_tolerable_loss": 0.02}, "A first model can be promoted, .* 312 may"),
+        ({"max_tolerable_loss": 0.02}, "A first model can be promoted, .* 312 may do so"),
     ):
         release = tiny.use_case.settings.release.model_copy(update=changes)
         settings = tiny.use_case.settings.model_copy(update={"release": release})
@@ -53,6 +54,10 @@ def test_the_plan_of_the_workload_names_what_fits(tiny: Prepared, monkeypatch: p
         measuring, "this_machine", lambda settings, speed: here(settings, speed).model_copy(update=small)
     )
     monkeypatch.setattr(measuring, "_available_memory_bytes", lambda *processes: 2**20)
+    with monkeypatch.context() as patch:
+        patch.setattr(workload, "measure", Mock(side_effect=RuntimeError("DefaultCPUAllocator")))
+        with pytest.raises(OutOfMemory, match=" fit: training.micro_batch_size: 1$"):
+            workload.work(tiny.job("pilot_run", "large"), tiny.store, Progress(silent=True))
     job = tiny.job("pilot_run", "small")
     workload.work(job, tiny.store, Progress(silent=True))
     manifest = tiny.store.find(job.case, "feasibility_plan", job.key)

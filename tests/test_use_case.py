@@ -286,7 +286,7 @@ attributes:
             " `model`?"
         ),
         "4: documents.path: folder not found: data/licenses; did you mean `data/licences`?",
-        "9: training.micro_batch_size: 64 is larger than training.batch_size (8)",
+        "9: training.micro_batch_size: 64 is larger than training.batch_size (8); raise that, or lower it",
         (
             "10: retraining.schedule: 0 25 * * * is not a cron such as `0 3 * *"
             " 0`: minute hour day month weekday"

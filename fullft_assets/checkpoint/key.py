@@ -46,12 +46,15 @@ def plan_settings(settings: UseCaseSettings) -> dict[str, Any]:
     that it begins with: a pilot always begins with the base model. `micro_batch_size: auto` has the number
     that it has on a CPU: those that fit differ between machines, on which a training may resume.
     """
-    excluded = {"track", "retrain_from", "checkpoint_every_steps"}
-    # Of earlier trainings that had no such setting: they need not be repeated.
-    excluded |= {"betas"} if settings.training.betas is None else set()
+    excluded = {"track", "retrain_from", "checkpoint_every_steps"} | (
+        # Earlier trainings had no such setting, and need not be repeated.
+        {"betas"} if settings.training.betas is None else set()
+    )
     recorded = settings.training.model_dump(mode="json", exclude=excluded)
     if task_of(settings.examples).is_generative:
         recorded["learning_rate"] = settings.training.peak_rate
+    elif settings.training.epochs is None:
+        recorded["min_rows_read"] = task_of(settings.examples).min_rows_read
     return recorded | {"micro_batch_size": settings.training.rows_a_pass()}
 
 

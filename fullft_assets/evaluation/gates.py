@@ -177,9 +177,11 @@ class BeatsChampion(Gate):
         }
         if CHAMPION not in gains:
             return self.result(True, "no champion yet")
-        gain_over_champion = gains[CHAMPION].at_look(context.look, evaluation.confidence)
+        gain_over_champion = gains[CHAMPION]
+        at_look = gain_over_champion.at_look(context.look, evaluation.confidence)
         if context.rule == "superiority":
-            result = self._is_superior(gain_over_champion, context)
+            gain_over_champion = at_look
+            result = self._is_superior(at_look, context)
         else:
             results = [self._is_not_inferior(name, gain, context) for name, gain in gains.items()]
             # The worse result of both comparisons: a refusal, else an undecided one.
@@ -190,6 +192,7 @@ class BeatsChampion(Gate):
             "gain": gain_over_champion.estimate,
             "gain_low": gain_over_champion.low,
             "gain_high": gain_over_champion.high,
+            "low_at_look": at_look.low,
             "detectable": gain_over_champion.detectable,
             "look": context.look,
         }
@@ -269,8 +272,8 @@ class NoSliceIsWorse(Gate):
         ]
         since_anchor = context.evaluation.labels_since_anchor
         lost = (
-            f"; labels with too few groups to test that are never predicted rightly, as the"
-            f" {title(since_anchor.rival)} does: {len(since_anchor.lost_labels)}, which the report names"
+            f"; labels with too few groups to test that the {title(since_anchor.rival)} predicts rightly and"
+            f" the model never does: {len(since_anchor.lost_labels)}, which the report names"
             if since_anchor is not None and since_anchor.lost_labels
             else ""
         )

@@ -64,7 +64,8 @@ class ReleaseVerdict(StrictRecord):
     def is_better(self) -> bool:
         """Whether the candidate is better than the champion by more than chance."""
         return any(
-            reason.numbers.get("gain_low", 0.0) > 0
+            # Earlier reports have no `low_at_look`.
+            reason.numbers.get("low_at_look", reason.numbers.get("gain_low", 0.0)) > 0
             for reason in self.reasons
             if reason.gate == BEATS_CHAMPION.name
         )

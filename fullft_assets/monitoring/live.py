@@ -291,8 +291,11 @@ def count(labels: Mapping[str, str | None], documents: Iterator[PredictedDocumen
         by_window[window] = _num_labelled_and_right(window_outcomes.values())
         for key, is_right in window_outcomes.items():
             outcomes.setdefault(key, is_right)
-    newest = dict(list(by_window.items())[-_NUM_WINDOWS:])
-    return Counts(len(outcomes), *_num_labelled_and_right(outcomes.values()), newest)
+    return Counts(
+        len(outcomes),
+        *_num_labelled_and_right(outcomes.values()),
+        dict(list(by_window.items())[-_NUM_WINDOWS:]),
+    )
 
 
 def _is_right(document: PredictedDocument, labels: Mapping[str, str | None]) -> bool | None:

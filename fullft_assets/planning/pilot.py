@@ -118,11 +118,12 @@ def predict_score(
     if in_nats:
         nats = math.log(point.score / point.start)
         error = _REACH * max(_LEAST_SPREAD, _SPREAD * nats) / math.sqrt(max(1, num_validation_rows))
-        scores = [
-            _bounded(baseline * math.exp(nats * times**decades + chance))
-            for times, chance in zip(_TIMES, (-error, 0.0, error), strict=True)
-        ]
-        ends = dict(zip(("low", "predicted", "high"), scores, strict=True))
+        ends = {
+            name: math.exp(min(0.0, math.log(baseline) + nats * times**decades + chance))
+            for name, times, chance in zip(
+                ("low", "predicted", "high"), _TIMES, (-error, 0.0, error), strict=True
+            )
+        }
         return PredictedScore(point=point, target_rows=target_rows, **ends)
     score = baseline + point.gain
     chance = _REACH * math.sqrt(_DIFFERENT / max(1, num_validation_rows) + _STRAYING**2 * decades)

@@ -91,8 +91,8 @@ def copies_bytes(num_parameters: int, num_trained: int, training: TrainingSettin
 
 def fitting_note(fitting: Mapping[str, Any]) -> str:
     """Return the end of a sentence that names changes of `training` with which it is counted to fit."""
-    changes = ", ".join(f"training.{name}: {value}" for name, value in fitting.items())
-    return f"; these are counted to fit: {changes}" if fitting else ""
+    changes = [f"training.{name}: {value}" for name, value in fitting.items()]
+    return f"; these are counted to fit: {', '.join(changes)}" if changes else ""
 
 
 def memory_check(

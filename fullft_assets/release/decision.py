@@ -529,8 +529,9 @@ def verdict_outlook(metadata: SnapshotMetadata, settings: UseCaseSettings) -> st
     num_needed = least_groups(loss, settings.evaluation.confidence)
     if not task_of(settings.examples).has_labels or metadata.num_test_groups >= (num_needed or math.inf):
         return None
-    enough = f", {num_needed:,} may; deliver more groups" if num_needed else ": seeds alone may do so"
+    advice = f"deliver more, {num_needed:,} may do so, or raise it" if num_needed else "raise it"
     return (
-        f"A first model can be promoted, a later one of the same recipe cannot: {metadata.num_test_groups:,}"
-        f" test groups do not exclude a loss of {loss:g} (release.max_tolerable_loss){enough}, or raise it"
+        "A first model can be promoted, a later one of the same recipe only if it is better:"
+        f" {metadata.num_test_groups:,} test groups cannot exclude a loss of {loss:g}"
+        f" (release.max_tolerable_loss); {advice}"
     )

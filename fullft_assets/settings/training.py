@@ -11,7 +11,7 @@ from fullft_assets.settings.optimizers import OPTIMIZERS, Optimizer, Weights
 
 #: Passes over the training rows by default.
 EPOCHS = 3.0
-#: Maximum number of passes over few training rows, whose default number of passes has too few steps.
+#: Maximum number of passes over few training rows, which three passes teach too little.
 MOST_EPOCHS = 20.0
 #: Most rows of a forward pass where it is not counted what fits, as on a CPU.
 _MOST_ROWS = 16

@@ -173,11 +173,12 @@ def _write_plan(workload: Planning, draft: Draft) -> Manifest | None:
         # The frames hold what did not fit.
         traceback.clear_frames(error.__traceback__)
         free_memory()
-        _, fitting = _on_targets(workload, None)
+        # The others of several processes end at once, and with them one that still counts.
         raise OutOfMemory(
             "not one training pass of the largest size fits in memory; lower training.micro_batch_size or"
             " chunks.max_tokens, set training.gradient_checkpointing, or go down the memory ladder"
-            f" (training.optimizer, training.weights){planning.fitting_note(fitting)}{alone}"
+            f" (training.optimizer, training.weights){alone}"
+            + planning.fitting_note(_on_targets(workload, None)[1] if workload.processes == 1 else {})
         ) from error
     settings = workload.job.settings
     parts = shares(settings, workload.recipe.num_rows, _num_held_out_rows(workload))
@@ -278,7 +279,7 @@ def _write_pilot(workload: Planning, draft: Draft, baselines: Manifest) -> Manif
         max([*starts, *(to_beat.scores[name] for name in fitted)], default=None),
         workload.recipe.num_rows,
         SnapshotMetadata.of(workload.snapshot).num_validation_rows,
-        in_nats=not workload.recipe.has_new_head,
+        in_nats=metric == "token_probability",
     )
     lora_score = _lora_score(workload)
     check = planning.pilot_check(prediction, to_beat.scores, settings.planning, lora_score)
