@@ -136,7 +136,7 @@ def test_settings_that_contradict_sharding_are_one_line(
     assert message in problems[0] if message else not problems
     # The workloads refuse the same, before any work.
     with pytest.raises(SettingsError, match=message) if message else nullcontext():
-        require(settings.training.model_copy(update={"micro_batch_size": 16}), processes)
+        require(settings.training.model_copy(update={"micro_batch_size": 8}), processes)
 
 
 @pytest.mark.parametrize("has_card", [False, True])

@@ -265,7 +265,8 @@ def _section_problems(settings: UseCaseSettings) -> Iterator[Problem]:
         (
             training.rows_a_pass() > training.batch_size,
             ("training", "micro_batch_size"),
-            f"{training.micro_batch_size} is larger than training.batch_size ({training.batch_size}); raise that, or lower it",
+            f"{training.micro_batch_size} is larger than training.batch_size ({training.batch_size}); raise"
+            " that, or lower it",
         ),
         (
             window_rows is not None and window_rows < monitoring.min_window_rows,
