@@ -233,21 +233,23 @@ def _row(name: str, curves: Sequence[Curve]) -> str:
 def main(arguments: Sequence[str]) -> Iterator[str]:
     """Yield the lines of the table, or of what was measured."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--measure", nargs="*", default=[], choices=SETS, metavar="SET")
+    parser.add_argument("--measure", nargs="*", default=[], choices=[*SETS, *LANGUAGE_SETS], metavar="SET")
+    parser.add_argument("--language", action="store_true", help="SmolLM2-135M learns the sets' texts")
     parser.add_argument("--projects", type=Path, help="folder in which projects are kept between runs")
     parsed = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="fullft-pilot-") as scratch:
-        for first in (0, NUM_ROWS):
+        for first in (0,) if parsed.language else (0, NUM_ROWS):
             for name in parsed.measure:
-                root = (parsed.projects or Path(scratch)) / name
+                root = (parsed.projects or Path(scratch)) / f"{name}-{parsed.language}"
                 root.mkdir(parents=True, exist_ok=True)
-                curve = measured_curve(name, root, first)
+                curve = language_curve(name, root) if parsed.language else measured_curve(name, root, first)
                 with CURVES.open("a") as file:
                     yield json.dumps(asdict(curve))
                     print(json.dumps(asdict(curve)), file=file)
     if parsed.measure:
         return
-    curves = [Curve(**json.loads(line)) for line in CURVES.read_text().splitlines()]
+    every = [Curve(**json.loads(line)) for line in CURVES.read_text().splitlines()]
+    curves = [curve for curve in every if not curve.is_language]
     yield (
         "| set, curves | covered | mean width | go / open / no-go | came true | +2 points refused | -5 | -10"
         " | -20 | +2 refused, pilot failed | pilot flat | rows |"
@@ -256,6 +258,7 @@ def main(arguments: Sequence[str]) -> Iterator[str]:
     for name in dict.fromkeys(curve.name for curve in curves):
         yield _row(name, [curve for curve in curves if curve.name == name])
     yield _row("all", curves)
+    yield _row("language models", [curve for curve in every if curve.is_language])
     yield _row("drawn, late", [late_curve(seed) for seed in range(NUM_DRAWN)])
 
 

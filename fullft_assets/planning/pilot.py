@@ -26,7 +26,7 @@ MAX_GROWTH = 0.06
 _DIFFERENT = 0.25
 #: The same of a language model, whose gain in nats a token becomes so many times as large: at least, as
 #: expected and at most.
-_TIMES = (1.0, 1.8, 3.0)
+_TIMES = (1.0, 2.0, 3.0)
 #: How differently texts gain (standard deviation): as a share of the mean gain, and at least, in nats.
 _SPREAD = 0.5
 _LEAST_SPREAD = 0.1
