@@ -113,8 +113,9 @@ def test_a_rare_label_that_the_model_forgets_is_found_and_one_that_it_gives_less
         found = assessment.assess(truth, probabilities, ids, names, comparison)
         gate = gate_of(found)
         assert gate.passed is passes, gate.text
-        counted = "the model never does: 8, which the report names" in gate.text
-        assert counted is (not passes and num_rows == 3)
+        assert ("the model never does: 8, which the report names" in gate.text) is (
+            not passes and num_rows == 3
+        )
     report.write(tmp_path, full_report(found))
     named = "predicts rightly and the model never does: rare-0, rare-1, rare-2, rare-3, rare-4, rare-5,"
     assert (named in (tmp_path / "report.md").read_text()) is (num_rows == 3)

@@ -352,6 +352,8 @@ def in_batches(
     forward: Callable[[int, int], _Result],
     model: nn.Module,
     progress: Listener | None,
+    *,
+    most_tokens: int | None = None,
 ) -> Iterator[_Result]:
     """Yield the result of each batch of chunks that are scored; if memory runs out, batches are halved, down
     to a single chunk.
@@ -363,13 +365,16 @@ def in_batches(
             time, and all get all results. Batches of a shared one are not halved: its processes wait for
             each other within a pass.
         progress: reports how many chunks are done; asked whether to stop after each batch.
+        most_tokens: of a batch of several chunks. Default: what the device computes well.
 
     Raises:
         OutOfMemory: a single chunk does not fit.
         Interrupted: a stop was requested.
     """
     num_done = 0
-    max_tokens = BATCH_TOKENS["cpu" if device().type == "cpu" else "gpu"]
+    max_tokens = min(
+        BATCH_TOKENS["cpu" if device().type == "cpu" else "gpu"], most_tokens or BATCH_TOKENS["gpu"]
+    )
     is_shared = is_sharded(model)
     is_dealt = is_shared or IS_DEALT.get()
     num_processes = torch.distributed.get_world_size() if is_dealt else 1

@@ -31,6 +31,8 @@ from fullft_assets.progress import Listener
 IGNORED = -100
 #: In a batch: `predicted_positions`, which the host knows and a GPU would have to be asked for.
 PREDICTED = "predicted"
+#: Tokens of a small forward pass: enough to see what a model does to its logits.
+SHOWN_TOKENS = 32
 #: In a batch whose packed rows are filled up: [rows, tokens] which tokens are no padding.
 IS_TOKEN = "is_token"
 #: In a batch, if asked for: [rows, tokens] bool, whether a token belongs to a replayed document.
@@ -326,19 +328,15 @@ def score_documents(
     loss = np.zeros(len(chunks))
     num_right = np.zeros(len(chunks), np.int64)
     rows = _rows(chunks, marks)
+    if not rows:
+        return DocumentScores(num_tokens, loss, num_right)
     move(model)
-    token_loss: TokenLoss | None = None
 
     def forward(start: int, end: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return the document, the loss and whether it was ranked first of each trained token."""
-        nonlocal token_loss
         batch = rows[start:end]
-        inputs = {
-            name: value.to(device()) for name, value in collate([row.ids for row in batch], _PADDING).items()
-        }
+        inputs = _inputs([row.ids for row in batch])
         labels = _labels(batch, inputs["input_ids"])
-        if token_loss is None:
-            token_loss = TokenLoss(model, {name: value[:1] for name, value in inputs.items()})
         losses, is_first = token_loss.of_tokens(model, inputs, labels)
         return (
             np.repeat([row.document for row in batch], (labels[:, 1:] != IGNORED).sum(1).cpu().numpy()),
@@ -347,13 +345,23 @@ def score_documents(
         )
 
     with evaluating(model), torch.no_grad(), precision.autocast(precision.of_scores(model)):
+        token_loss = TokenLoss(model, _inputs([rows[0].ids[:SHOWN_TOKENS]]))
         for documents, losses, is_first in in_batches(
-            [len(row.ids) for row in rows], forward, model, progress
+            [len(row.ids) for row in rows],
+            forward,
+            model,
+            progress,
+            # Of a pass that is not fused all logits are there at a time.
+            most_tokens=None if token_loss.is_fused else _tokens_of_part(token_loss.head.weight),
         ):
             np.add.at(num_tokens, documents, 1)
             np.add.at(loss, documents, losses)
             np.add.at(num_right, documents, is_first)
     return DocumentScores(num_tokens, np.where(np.isfinite(loss), loss, np.nan), num_right)
+
+
+def _inputs(ids: Sequence[Sequence[int]]) -> dict[str, torch.Tensor]:
+    return {name: value.to(device()) for name, value in collate(ids, _PADDING).items()}
 
 
 @dataclass(frozen=True)

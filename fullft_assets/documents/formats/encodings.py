@@ -199,8 +199,9 @@ def _scores_of_lines(lines: Iterable[bytes]) -> Scores:
 def _is_damaged_utf8(sample: bytes) -> bool:
     text = sample.decode("utf-8", "surrogateescape")
     # A broken byte is a lone surrogate, which UTF-8 does not encode.
-    broken = len(text) - len(text.encode("utf-8", "ignore").decode("utf-8"))
-    return len(text) - len(text.encode("ascii", "ignore")) >= 2 * broken
+    return len(text) - len(text.encode("ascii", "ignore")) >= 2 * (
+        len(text) - len(text.encode("utf-8", "ignore").decode("utf-8"))
+    )
 
 
 def read_text(

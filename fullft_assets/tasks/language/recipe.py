@@ -22,7 +22,7 @@ from fullft_assets.models import documents, precision
 from fullft_assets.models.document_scores import DocumentScores
 from fullft_assets.models.inference import device, load_causal, move
 from fullft_assets.models.loading import input_embeddings
-from fullft_assets.models.token_loss import TokenLoss, plain, score_documents
+from fullft_assets.models.token_loss import SHOWN_TOKENS, TokenLoss, plain, score_documents
 from fullft_assets.progress import Listener
 from fullft_assets.settings import TrainingSettings
 from fullft_assets.snapshot import Split, Training
@@ -34,8 +34,6 @@ from fullft_assets.training.recipe import MAX_IMPORTANCE_TEXTS, Prepared, Recipe
 
 #: A row has room for three documents of two tokens, or nothing can be tried on it.
 _LEAST_CAPACITY = 6
-#: Enough to see what a model does to its logits.
-_SHOWN_TOKENS = 32
 
 
 @dataclass(frozen=True)
@@ -92,7 +90,7 @@ class NextTokenRecipe(Recipe):
         )
         about = {"isolation": isolated.reason, "is_packed": isolated.is_isolated}
         inputs = {
-            name: value.to(model.device) for name, value in first_tokens(feed.batch(0), _SHOWN_TOKENS).items()
+            name: value.to(model.device) for name, value in first_tokens(feed.batch(0), SHOWN_TOKENS).items()
         }
         with precision.autocast(precision.of(settings)), torch.no_grad():
             loss = TokenLoss(model, inputs)
