@@ -303,7 +303,10 @@ def test_levers_against_forgetting_work_on_parts_as_on_whole_weights(
     for found in parts["scores"]:
         assert found == pytest.approx(alone["scores"][0], rel=1e-3, abs=1e-6)
     for name, weight in alone["weights"].items():
-        assert np.allclose(parts["weights"][name], weight, rtol=0, atol=2e-4), name
+        # Softmax takes no notice of a key's bias: its gradient is rounding, and a step of Adam has its sign.
+        assert name.endswith("key.bias") or np.allclose(parts["weights"][name], weight, rtol=0, atol=2e-4), (
+            name
+        )
 
 
 @pytest.mark.slow
