@@ -23,7 +23,7 @@ from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_fun
 
 from fullft_assets.models import documents, layers, precision
 from fullft_assets.models.document_scores import DocumentScores
-from fullft_assets.models.inference import collate, device, evaluating, in_batches, move
+from fullft_assets.models.inference import collate, device, evaluating, in_batches, move, scoring
 from fullft_assets.models.loading import is_outline
 from fullft_assets.progress import Listener
 
@@ -344,7 +344,7 @@ def score_documents(
             is_first.long().cpu().numpy(),
         )
 
-    with evaluating(model), torch.no_grad(), precision.autocast(precision.of_scores(model)):
+    with evaluating(model), torch.no_grad(), precision.autocast(precision.of_scores(model)), scoring():
         token_loss = TokenLoss(model, _inputs([rows[0].ids[:SHOWN_TOKENS]]))
         for documents, losses, is_first in in_batches(
             [len(row.ids) for row in rows],

@@ -134,8 +134,8 @@ class UseCaseSettings(Settings):
         """Return the settings with the passes that a training over so many rows makes, where the YAML gives
         none.
 
-        Three passes over a few hundred rows are some forty steps, after which a new head still guesses. Few
-        rows take more passes instead (Mosbach et al. 2021, On the Stability of Fine-tuning BERT, take 20).
+        Three passes over a few hundred rows are some eighty steps, which teach a new head little. Few rows
+        take more passes instead (Mosbach et al. 2021, On the Stability of Fine-tuning BERT, take 20).
         """
         training = self.training
         if training.epochs is not None:
