@@ -96,11 +96,25 @@ def late_curve(seed: int) -> Curve:
     return Curve("drawn, late", pilot, 3_200, 800, 0.1, 0.1, outcome, floor=0.1)
 
 
+def _fit(recipe: Any, settings: Any, bench: Any) -> Any:
+    from fullft_assets.training.finetuning import fine_tune
+
+    with tempfile.TemporaryDirectory() as folder:
+        return fine_tune(
+            recipe,
+            settings.training,
+            settings.seed,
+            Path(folder),
+            bench.progress,
+            evaluate_at=[],
+            resumable=False,
+        )
+
+
 def measured_curve(name: str, root: Path, first: int) -> Curve:
     """Train on a pilot's rows and on all rows, beginning with this one of the set's training rows."""
     from benchmarks import public_sets, recipes
     from fullft_assets.tasks.context import baseline_context
-    from fullft_assets.training.finetuning import fine_tune
 
     cut = {"max_tokens": 48, "max_chunks": 1}
     rows = {"max_train_rows": 2 * NUM_ROWS, "max_validation_rows": 1_000}
@@ -119,16 +133,7 @@ def measured_curve(name: str, root: Path, first: int) -> Curve:
         context = baseline_context(bench.job, bench.store, bench.frozen, bench.progress)
         with tempfile.TemporaryDirectory() as folder:
             fitted = dict(recipe.score_baselines(names, Path(folder), context))
-        with tempfile.TemporaryDirectory() as folder:
-            fit = fine_tune(
-                recipe,
-                settings.training,
-                settings.seed,
-                Path(folder),
-                bench.progress,
-                evaluate_at=[],
-                resumable=False,
-            )
+        fit = _fit(recipe, settings, bench)
         other, start = (fitted[name][metric] for name in names)
         score = fit.scores[f"validation_{metric}"]
         scores.append({"rows": count, "start": start, "other": other, "score": score})
@@ -145,7 +150,6 @@ def language_curve(name: str, root: Path) -> Curve:
     """Train SmolLM2-135M on the texts of a pilot's rows and on those of all rows."""
     from benchmarks import public_sets, recipes
     from fullft_assets.demos import standard_library
-    from fullft_assets.training.finetuning import fine_tune
 
     if not (root / ".home").exists():
         outcome = public_sets.measure(
@@ -166,16 +170,7 @@ def language_curve(name: str, root: Path) -> Curve:
     for count in (pilot_rows(num_rows, settings.planning.pilot_share, BATCH_SIZE), num_rows):
         recipe = bench.whole.first(count)
         base = recipe.predict(recipe.load(settings.training), recipe.validation, bench.progress)
-        with tempfile.TemporaryDirectory() as folder:
-            fit = fine_tune(
-                recipe,
-                settings.training,
-                settings.seed,
-                Path(folder),
-                bench.progress,
-                evaluate_at=[],
-                resumable=False,
-            )
+        fit = _fit(recipe, settings, bench)
         tuned = recipe.predict(fit.model, recipe.validation, bench.progress)
         gains = (base.loss - tuned.loss) / base.num_tokens.mean()
         nats.append((float(gains.mean()), float(gains.std() / len(gains) ** 0.5)))

@@ -124,7 +124,7 @@ def classify(error: BaseException) -> FailureClass:
     if isinstance(error, KeyboardInterrupt):
         return "preemption"
     is_lost = any(base.__name__ in _LOST_RANK | _CUT_ANSWER for base in type(error).__mro__)
-    return "infrastructure" if (is_lost or isinstance(error, OSError) or is_disk_full(error)) else "unknown"
+    return "infrastructure" if is_lost or isinstance(error, OSError) or is_disk_full(error) else "unknown"
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -33,7 +33,7 @@ _SEED_DEVIATION = 0.0035
 #: Other seeds vary a difference of language models by so many times what other training rows would, as sure
 #: as five trainings.
 _ASSUMED_SHARE = 1.5
-#: More groups would not be enough, either.
+#: Numbers of test groups that are tried.
 _MOST_GROUPS = 10_000
 
 

@@ -110,7 +110,7 @@ def predict_score(
             baseline: the gain in nats grows; without one nothing is bounded.
     """
     has_learned = point.score > point.start > 0 if in_nats else point.score - point.start >= -_MAX_FALL
-    # Nor where it is not a number.
+    # A score that is not a number counts as a failure, too.
     if baseline is None or not has_learned:
         score = _bounded(point.score if baseline is None else baseline)
         return PredictedScore(point=point, target_rows=target_rows, predicted=score, low=0.0, high=1.0)

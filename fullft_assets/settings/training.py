@@ -73,8 +73,7 @@ class TrainingSettings(Settings):
         default=16,
         ge=1,
         description=(
-            "Rows per optimizer step (the effective batch size, over all processes). Default of sft and"
-            " language_modeling: 32."
+            "Rows per optimizer step, over all processes. Default of sft and language_modeling: 32."
         ),
     )
     micro_batch_size: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
