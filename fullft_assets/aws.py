@@ -78,7 +78,6 @@ def account_of(resource: Any) -> Iterator[None]:
 
 
 def _variables_of(resource: Any) -> dict[str, str]:
-    """Return what a resource says as variables of the environment."""
     if (
         not all(hasattr(resource, field) for field in (*_VARIABLES, "endpoint_url", "use_ssl", "verify"))
         or not resource.use_ssl

@@ -24,9 +24,11 @@ def visible(text: str) -> str:
     """Return a text with each character that is not seen (control, right-to-left mark, end of a line) as
     `\\uXXXX`.
     """
-    if text.isascii() and text.isprintable():
-        return text
-    return "".join(_code(c) if unicodedata.category(c) in _INVISIBLE else c for c in text)
+    return (
+        text
+        if text.isascii() and text.isprintable()
+        else "".join(_code(c) if unicodedata.category(c) in _INVISIBLE else c for c in text)
+    )
 
 
 def quoted(text: str) -> str:

@@ -35,7 +35,6 @@ def definitions(use_case: UseCase) -> dg.Definitions:
 def run_assets(
     use_case: UseCase, instance: dg.DagsterInstance, *assets: str, partition: str | None = None
 ) -> dg.ExecuteInProcessResult:
-    """Materialise assets of a use case in this process."""
     return (
         definitions(use_case)
         .resolve_implicit_global_asset_job_def()

@@ -24,7 +24,6 @@ def several_labels(root: Path, bring: Bring | None = None) -> tuple[Store, Manif
 
 
 def spans(root: Path, bring: Bring | None = None) -> tuple[Store, Manifest]:
-    """Return a report of the task token_classification."""
     return labelled(
         root,
         licence_labels.SPANS,

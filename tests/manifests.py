@@ -34,7 +34,6 @@ def promote(store: Store, case: str, checkpoint: str, **changes: Any) -> None:
 
 
 def plan(**changes: Any) -> dict[str, Any]:
-    """Return the metadata of a `feasibility_plan`."""
     values: dict[str, Any] = {
         "num_parameters": 1_000,
         "num_trained_parameters": 1_000,
@@ -58,7 +57,6 @@ def plan(**changes: Any) -> dict[str, Any]:
 
 
 def baselines(labels: list[str], scores: dict[str, float]) -> dict[str, Any]:
-    """Return the metadata of `cheaper_baselines`."""
     best = max(scores, key=scores.__getitem__)
     seconds, usd = dict.fromkeys(scores, 1.0), dict.fromkeys(scores, 0.0)
     return BaselinesMetadata(

@@ -77,15 +77,23 @@ def computed(func: Any, args: Any, kwargs: Any) -> Any:
         for number, argument in enumerate(func._schema.arguments)
         if argument.alias_info is not None and argument.alias_info.is_write
     ]
-    if written and len(func._schema.returns) == 1:
-        return written[0]
-    return results if to_host else tree_map(_remote, results)
+    return (
+        written[0]
+        if written and len(func._schema.returns) == 1
+        else results
+        if to_host
+        else tree_map(_remote, results)
+    )
 
 
 def _host(value: Any) -> Any:
-    if isinstance(value, Remote):
-        return value.host
-    return torch.device("cpu") if isinstance(value, torch.device) and value.type == NAME else value
+    return (
+        value.host
+        if isinstance(value, Remote)
+        else torch.device("cpu")
+        if isinstance(value, torch.device) and value.type == NAME
+        else value
+    )
 
 
 def _remote(value: Any) -> Any:

@@ -80,7 +80,6 @@ class Hook:
         self.url = f"http://127.0.0.1:{self.server.server_port}/planted-token"
 
     def values(self, *names: str) -> list[tuple[Any, ...]]:
-        """Return some values of each alert that was posted."""
         return [tuple(body[name] for name in names) for body in self.bodies]
 
 

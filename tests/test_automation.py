@@ -89,7 +89,6 @@ class Bench:
         self.ingest()
 
     def train(self) -> Manifest:
-        """Record a checkpoint on the prepared snapshot."""
         metadata = checkpoint_metadata(snapshot=self.prepared.snapshot.ref, training_seconds=60.0)
         checkpoint = self.artifact("finetuned_checkpoint", f"k{time.time_ns()}", **metadata)
         self.point("finetuned_checkpoint", checkpoint)

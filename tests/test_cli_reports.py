@@ -17,7 +17,6 @@ CHECKPOINT = "letters/finetuned_checkpoint/k1/1"
 
 
 def reported(store: Store) -> Manifest:
-    """Write an evaluation whose gates all passed."""
     found = evaluation_of(LABELS)
     with store.create("letters", "evaluation_report", "k", version="1", seed=1) as draft:
         report.write(draft.path, full_report(found, verdict=release.verdict(found, ReleaseSettings())))
@@ -34,7 +33,6 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
 
 
 def use_it(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the commands find this store."""
     monkeypatch.setattr(commands, "_open", lambda _: (SimpleNamespace(name="letters"), store))
 
 

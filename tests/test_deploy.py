@@ -426,9 +426,13 @@ class TestAws:
                 patterns = [re.sub(r"\$\{(\w+)}", in_stack, resource["!Sub"][0]) for resource in resources]
                 return any(fnmatch.fnmatchcase(f"a/store/{name}", pattern) for pattern in patterns)
 
-            if is_of(denied["Resource"]):
-                return "machines"
-            return "training too" if is_of(others["NotResource"]) else "data stages"
+            return (
+                "machines"
+                if is_of(denied["Resource"])
+                else "training too"
+                if is_of(others["NotResource"])
+                else "data stages"
+            )
 
         objects = {
             "machines": ["pointers/c/champion.json", "pointers/c/decisions/k.json"]

@@ -86,9 +86,11 @@ def test_intervals_equal_a_slow_reference(metric):
 
     def score(picked: np.ndarray, name: str) -> float:
         truth, answer = labels[picked], predictions[name][picked]
-        if metric == "accuracy":
-            return accuracy_score(truth, answer)
-        return f1_score(truth, answer, labels=np.unique(truth), average="macro", zero_division=0)
+        return (
+            accuracy_score(truth, answer)
+            if metric == "accuracy"
+            else f1_score(truth, answer, labels=np.unique(truth), average="macro", zero_division=0)
+        )
 
     names = np.unique(groups)
     rows_of = {name: np.flatnonzero(np.array(groups) == name) for name in names}

@@ -24,8 +24,6 @@ SECRET = "the patient of room twelve"
 
 
 class Runs:
-    """Runs of the data stages of a project's one batch."""
-
     def __init__(self, project: projects.Project, instance: dg.DagsterInstance):
         self.project, self.instance = project, instance
 

@@ -64,9 +64,15 @@ class Graph:
         """
         graph = CaseGraph(self.project.use_case())
         key = planning_key(graph, self.latest("training_snapshot"), base_model_revision(graph))
-        for stage in ("feasibility_plan", "pilot_run"):
+        for stage in PLANNING:
             old = self.latest(stage)
             with self.store.create(CASE, stage, key, version=old.version, seed=old.seed) as draft:
+                shutil.copytree(
+                    self.store.folder(old),
+                    draft.path,
+                    ignore=shutil.ignore_patterns("manifest.json"),
+                    dirs_exist_ok=True,
+                )
                 new = draft.commit(
                     settings=old.settings, inputs=old.inputs, metadata=old.metadata, checks=old.checks
                 )

@@ -23,11 +23,14 @@ from transformers import (
     RobertaModel,
 )
 
+from fullft_assets.launch.workloads import training
 from fullft_assets.models import inference, loading
 from fullft_assets.release import served
+from fullft_assets.tasks.context import open_recipe
 from fullft_assets.training.finetuning import fine_tune
 from tests import test_multi_label, test_spans
 from tests.machine import printed_by
+from tests.manifests import write
 from tests.prepared import QUIET, Prepared, prepare
 from tests.project import write_files
 
@@ -82,6 +85,35 @@ def test_a_training_begins_with_its_probe(task: str, tmp_path: Path, request: py
         inference.output_layer(fit.model).weight.detach().numpy(), expected.coefficients, atol=1e-6
     )
     assert np.abs(expected.coefficients).max() > 0.1
+
+
+def test_a_training_begins_as_the_probe_that_planning_fitted(case: Prepared, tmp_path: Path) -> None:
+    probe = {"coefficients": np.full((len(case.labels), 384), 0.5), "intercept": np.arange(len(case.labels))}
+    np.savez(tmp_path / "probe.npz", **probe)
+    files = {"frozen_probe.npz": (tmp_path / "probe.npz").read_bytes()}
+    baselines = write(case.store, case.use_case.name, "cheaper_baselines", files=files)
+    job = case.job("finetuned_checkpoint", training={"learning_rate": 1e-12, "epochs": 0.1, "track": []})
+    job = job.model_copy(update={"inputs": {**job.inputs, "cheaper_baselines": baselines.ref}})
+    training.work(job, case.store, QUIET)
+    trained = case.store.folder(case.store.find(job.case, job.stage, job.key))
+    layer = inference.output_layer(inference.load_classifier(trained / "model"))
+    np.testing.assert_allclose(layer.weight.detach(), probe["coefficients"], atol=1e-6)
+    np.testing.assert_allclose(layer.bias.detach(), probe["intercept"], atol=1e-6)
+    recipe = open_recipe(job, case.store, case.snapshot, baselines=baselines)
+    assert recipe.probe is not None and recipe.first(50).probe is None, (
+        "a pilot begins as one of its own rows"
+    )
+
+
+def test_the_base_model_reads_a_row_once_for_all_heads(case: Prepared) -> None:
+    recipe, model = began(case)
+    passes: list[int] = []
+    model.register_forward_hook(lambda *_: passes.append(1))
+    found = recipe.first(50).fit_head(model, case.use_case.settings.training, QUIET)
+    assert not passes
+    expected = case.recipe.first(50).fit_head(model, case.use_case.settings.training, QUIET)
+    assert passes
+    np.testing.assert_allclose(found.coefficients, expected.coefficients, rtol=0.01, atol=1e-3)
 
 
 def test_every_architecture_begins_with_a_head_that_has_learned(case: Prepared, architecture: Path) -> None:
@@ -179,5 +211,5 @@ def test_each_label_has_rows_in_the_fit(case: Prepared) -> None:
     rare = len(case.recipe.train) - 1
     labels = np.zeros(len(case.recipe.train), np.int64)
     labels[rare] = 1
-    chosen = replace(case.recipe, train=replace(case.recipe.train, labels=labels))._some_of_each_label(50)
+    chosen = replace(case.recipe, train=replace(case.recipe.train, labels=labels))._head_rows(50)
     assert len(chosen) == 51 and set(chosen.labels.tolist()) == {0, 1}

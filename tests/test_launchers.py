@@ -48,7 +48,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @pytest.fixture
 def instance(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dg.DagsterInstance]:
-    """A real instance on a home of its own."""
     home = folder / "home"
     projects.write_files(home, {"dagster.yaml": "telemetry: {enabled: false}\n"})
     monkeypatch.setenv("DAGSTER_HOME", str(home))

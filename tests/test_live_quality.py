@@ -197,7 +197,6 @@ class Live:
         return export(self.project.use_case(), self.store, out, **how)
 
     def count(self) -> LiveMetadata:
-        """Return what the asset would measure."""
         champion = release.read_champion(self.store, CASE)
         return LiveMetadata.of(
             _measure_live_quality(CaseGraph(self.project.use_case()), self.store, champion)

@@ -45,9 +45,11 @@ def prepared_for(task: str, root: Path) -> Prepared:
             "baselines": ["base_model", "lora"] if task in ("sft", "language_modeling") else ["lora"],
         }
     }
-    if task in LABELLED:
-        return prepare(root, tiny=True, **LABELLED[task], **baselines)
-    return prepare_language_model(root, task, rows=60, **baselines)
+    return (
+        prepare(root, tiny=True, **LABELLED[task], **baselines)
+        if task in LABELLED
+        else prepare_language_model(root, task, rows=60, **baselines)
+    )
 
 
 def context_of_an_evaluation(prepared: Prepared) -> BaselineContext:
@@ -62,7 +64,7 @@ def context_of_an_evaluation(prepared: Prepared) -> BaselineContext:
         prepared.store,
         prepared.snapshot,
         settings,
-        context.labels,
+        known_labels=context.labels,
     )
     return replace(context, open_recipe=lambda: task_of(settings.examples).open_recipe(data))
 

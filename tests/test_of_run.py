@@ -58,8 +58,6 @@ def chain() -> dg.JobDefinition:
 
 
 class Chain:
-    """Runs of the chain on a real instance."""
-
     def __init__(self, instance: dg.DagsterInstance):
         self.instance, self.store = instance, Store(str(Path(instance.root_directory) / "store"))
 

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, MixtralConfig, PreTrainedConfig
 
 from fullft_assets.models import precision
-from fullft_assets.models.inference import load_causal
+from fullft_assets.models.inference import load_base, load_causal, load_classifier, load_tagger
 from fullft_assets.settings import TrainingSettings
 from fullft_assets.training.loop import place
 from tests.machine import lacks, printed_by
@@ -41,14 +41,15 @@ def test_a_pass_computes_in_the_precision_and_returns_fp32(chosen: str, dtype: t
     ("has_card", "auto", "dtype"),
     [(True, "bf16", torch.bfloat16), (True, "fp16", torch.float32), (False, "bf16", torch.float32)],
 )
-def test_a_language_model_is_scored_in_the_format_that_a_card_computes_in(
+def test_a_model_is_scored_in_the_format_that_a_card_computes_in(
     has_card: bool, auto: str, dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Autocast's copies beside weights in fp32 would take half as much again."""
     build(LLAMA).save_pretrained(tmp_path)
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: has_card)
     monkeypatch.setattr(precision, "resolve", lambda setting: auto)
-    assert load_causal(tmp_path).dtype == dtype
+    for load in (load_causal, load_classifier, load_tagger, load_base):
+        assert load(tmp_path).dtype == dtype
     assert load_causal(tmp_path, dtype=torch.float32).dtype == torch.float32
 
 

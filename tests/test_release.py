@@ -476,7 +476,6 @@ def lab(store: Store, use_case: UseCase) -> Lab:
 
 @pytest.fixture
 def first(lab: Lab) -> Manifest:
-    """The checkpoint that is champion."""
     checkpoint = lab.checkpoint("a")
     lab.publish(lab.report(checkpoint, evaluated(), "ra"), checkpoint)
     return checkpoint

@@ -77,7 +77,6 @@ class Live:
         self.store = open_store(project.use_case(), instance)
 
     def run(self) -> None:
-        """Run the check alone."""
         job = dg.define_asset_job("chosen", dg.AssetSelection.checks(KEY))
         loaded = FullFineTune(self.project.use_case()).build_defs()
         defs = dg.Definitions.merge(loaded, dg.Definitions(executor=dg.in_process_executor, jobs=[job]))

@@ -183,7 +183,6 @@ class Screen:
         return self.instance.get_run_by_id(run_id).status
 
     def finished(self, run_id: str, seconds: float) -> dg.DagsterRunStatus:
-        """Wait for the end of a run and return its status."""
         machine.wait_for(
             lambda: self.instance.get_run_by_id(run_id).is_finished,
             f"the end of run {run_id}",

@@ -39,6 +39,7 @@ from fullft_assets.planning import refusal, worth
 from fullft_assets.release import starting_point
 from fullft_assets.resources import latest, one_line_errors, place_in, report_link
 from fullft_assets.store import Manifest, Store, artifact_key, digest
+from fullft_assets.task import task_of
 
 
 def _build_snapshot(graph: CaseGraph) -> list[dg.AssetsDefinition]:
@@ -245,7 +246,7 @@ def _build_training(graph: CaseGraph) -> list[dg.AssetsDefinition]:
         can_subset=True,
         ins={
             name: dg.AssetIn(graph.key(name), input_manager_key=graph.io_key)
-            for name in (TRAINING_SNAPSHOT, FEASIBILITY_PLAN, PILOT_RUN)
+            for name in (TRAINING_SNAPSHOT, FEASIBILITY_PLAN, CHEAPER_BASELINES, PILOT_RUN)
         },
         check_specs=graph.checks(FINETUNED_CHECKPOINT, checkpoint_key.CHECKS),
         group_name=graph.name,
@@ -256,6 +257,7 @@ def _build_training(graph: CaseGraph) -> list[dg.AssetsDefinition]:
         context: dg.AssetExecutionContext,
         training_snapshot: Manifest,
         feasibility_plan: Manifest,
+        cheaper_baselines: Manifest,
         pilot_run: Manifest,
     ) -> Iterator[dg.MaterializeResult]:
         with graph.open_store(context) as store:
@@ -263,7 +265,7 @@ def _build_training(graph: CaseGraph) -> list[dg.AssetsDefinition]:
                 upstream.require_green(FINETUNED_CHECKPOINT)
             revision = base_model_revision(graph)
             key = planning_key(graph, training_snapshot, revision)
-            for plan in (feasibility_plan, pilot_run):
+            for plan in (feasibility_plan, cheaper_baselines, pilot_run):
                 if plan.key != key:
                     raise GateError(
                         f"finetuned_checkpoint refused: {plan.stage} was made for another snapshot, other"
@@ -273,7 +275,7 @@ def _build_training(graph: CaseGraph) -> list[dg.AssetsDefinition]:
             if reason_to_refuse is not None:
                 # An answer, no failure: the best baseline is judged in its place, or nothing is made below.
                 context.log.warning(reason_to_refuse)
-                baseline = _best_baseline(graph, context, training_snapshot, pilot_run)
+                baseline = _best_baseline(graph, context, training_snapshot, cheaper_baselines)
                 if baseline is not None:
                     yield graph.result(baseline, FINETUNED_CHECKPOINT, store)
                 return
@@ -285,10 +287,11 @@ def _build_training(graph: CaseGraph) -> list[dg.AssetsDefinition]:
                 revision=revision,
                 decision=_training_key(graph, training_snapshot, revision),
             )
-            inputs = {
-                TRAINING_SNAPSHOT: training_snapshot,
-                **({} if start is None else {"champion": start}),
-            }
+            inputs = {TRAINING_SNAPSHOT: training_snapshot}
+            if start is not None:
+                inputs["champion"] = start
+            elif task_of(graph.settings.examples).has_labels:
+                inputs[CHEAPER_BASELINES] = cheaper_baselines
             key = _training_key(graph, training_snapshot, revision, start)
             manifest = graph.find_or_launch(context, "training", FINETUNED_CHECKPOINT, key, inputs)
         yield graph.result(manifest, FINETUNED_CHECKPOINT, store, _curves(store, manifest))
@@ -297,13 +300,11 @@ def _build_training(graph: CaseGraph) -> list[dg.AssetsDefinition]:
 
 
 def _best_baseline(
-    graph: CaseGraph, context: dg.AssetExecutionContext, snapshot: Manifest, pilot: Manifest
+    graph: CaseGraph, context: dg.AssetExecutionContext, snapshot: Manifest, baselines: Manifest
 ) -> Manifest | None:
     """Return the model of the baseline that is to be judged where nothing is trained; None where none may
     become champion, or there is no other system to compare it with.
     """
-    baselines = graph.store(context).find(graph.name, CHEAPER_BASELINES, pilot.key)
-    assert baselines is not None, "the pilot is written after the baselines"
     metadata = planning.BaselinesMetadata.of(baselines)
     names = release.candidates(metadata, graph.settings.release, None)
     if not names or len(metadata.scores) < 2:

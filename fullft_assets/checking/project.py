@@ -71,9 +71,9 @@ def read_dg_project(root: Path) -> DgProject | None:
 def find_defs(folder: Path) -> Path:
     """Return the folder with the use cases of the Dagster project around a folder, else of this package."""
     project = read_dg_project(find_project_root(folder / "defs.yaml"))
-    if project is None or not project.defs.is_dir() or project.defs.samefile(DEFS):
-        return DEFS
-    return project.defs
+    return (
+        DEFS if project is None or not project.defs.is_dir() or project.defs.samefile(DEFS) else project.defs
+    )
 
 
 def find_use_cases(defs_folder: Path = DEFS) -> list[Place]:
@@ -142,7 +142,6 @@ def is_use_case(component_type: str, yaml_path: Path) -> bool:
 
 
 def _use_cases(defs_folder: Path) -> Mapping[str, list[Place]]:
-    """Return the places of the use cases below a folder by name."""
     paths = sorted([*defs_folder.rglob("defs.yaml"), *defs_folder.rglob("defs.yml")])
     return _read_use_cases(tuple((path, path.stat().st_mtime_ns, path.stat().st_size) for path in paths))
 

@@ -70,7 +70,6 @@ def _lacking(
 
 
 def _max_share_without(column: str, settings: UseCaseSettings) -> float:
-    """Return the share of rows that may lack a column."""
     if column == "group":
         return settings.examples.max_ungrouped_share
     return MOST_WITHOUT if column in OPTIONAL_COLUMNS else settings.examples.max_quarantined_share

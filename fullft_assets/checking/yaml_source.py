@@ -127,9 +127,11 @@ def _syntax_message(error: yaml.MarkedYAMLError) -> str:
         return f"{message}; indent with spaces, not tabs"
     if "mapping values are not allowed" in message:
         return f"{message}; check the indentation, and quote a value that contains a colon"
-    if error.context and error.context_mark:
-        return f"{error.context} in line {error.context_mark.line + 1}, {message}"
-    return message
+    return (
+        f"{error.context} in line {error.context_mark.line + 1}, {message}"
+        if error.context and error.context_mark
+        else message
+    )
 
 
 def _construct(loader: _Loader, node: yaml.Node, key: Key, source: YamlSource) -> typing.Any:

@@ -339,9 +339,7 @@ def relation(gain: Gain, margin: float) -> Relation:
     """
     if gain.low > 0:
         return "better"
-    if gain.high < 0:
-        return "worse"
-    return "equal" if -margin < gain.low and gain.high < margin else "undecided"
+    return "worse" if gain.high < 0 else "equal" if -margin < gain.low and gain.high < margin else "undecided"
 
 
 def _look_note(look: int) -> str:

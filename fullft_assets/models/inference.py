@@ -97,7 +97,11 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def load_classifier(folder: ModelFolder, **options: Any) -> Any:
-    """Load a sequence classifier: one whose head reads pooled hidden states, or the architecture's own."""
+    """Load a sequence classifier: one whose head reads pooled hidden states, or the architecture's own.
+
+    Its `dtype` is that of `precision.of_scored_weights` by default, as that of a tagger is.
+    """
+    options = {"dtype": precision.of_scored_weights(), **options}
     if not loading.has_pooled_classifier(folder):
         return _load_with_head(AutoModelForSequenceClassification, folder, _NO_CLASSIFIER, options)
     loaded = loading.load(loading.saved_class(type(loading.read_config(folder))), folder, **options)
@@ -126,7 +130,7 @@ def load_tagger(folder: ModelFolder, **options: Any) -> Any:
         AutoModelForTokenClassification,
         folder,
         "tokens in transformers; give an encoder such as BERT",
-        options,
+        {"dtype": precision.of_scored_weights(), **options},
     )
 
 
@@ -286,8 +290,8 @@ def predict_with(
 
 
 def load_base(folder: ModelFolder) -> PreTrainedModel:
-    """Load a base model without a head, in fp32."""
-    return loading.load(AutoModel, folder, dtype=torch.float32)
+    """Load a base model without a head."""
+    return loading.load(AutoModel, folder, dtype=precision.of_scored_weights())
 
 
 def embed(

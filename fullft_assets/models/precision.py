@@ -47,8 +47,8 @@ def of_weights(settings: TrainingSettings) -> torch.dtype:
 
 
 def of_scored_weights() -> torch.dtype:
-    """Return the number format of the weights of a language model that is scored or writes, and is not
-    trained: the one that a GPU computes them in, as autocast would keep a second copy of all of them.
+    """Return the number format of the weights of a model that is scored or writes, and is not trained: the
+    one that a GPU computes them in, as autocast would keep a second copy of all of them.
     """
     return (
         torch.bfloat16 if (torch.accelerator.is_available() and resolve("auto") == "bf16") else torch.float32

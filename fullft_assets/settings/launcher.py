@@ -416,9 +416,7 @@ class KubernetesLauncherSettings(ClusterLauncherSettings):
     @property
     def gpu_resource(self) -> str | None:
         """The resource of which a pod asks for one for each of its processes; None for the CPU alone."""
-        if isinstance(self.gpus, str):
-            return self.gpus
-        return "nvidia.com/gpu" if self.gpus else None
+        return self.gpus if isinstance(self.gpus, str) else "nvidia.com/gpu" if self.gpus else None
 
     @property
     def target(self) -> dict[str, Any]:

@@ -316,7 +316,6 @@ def _drop_near_and_contained(
 
 
 def _read_texts(rows: Rows, batches: Mapping[str, BatchRows], numbers: np.ndarray) -> pa.Array:
-    """Return the texts of some rows (ascending)."""
     names = sorted(batches)
     edges = np.searchsorted(rows.batch[numbers], np.arange(len(names) + 1)).tolist()
     chunks: list[pa.Array] = []

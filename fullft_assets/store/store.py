@@ -114,9 +114,7 @@ class Store(Artifacts, Pointers):
         None while they are being replaced.
         """
         pointer = self.read_pointer(_rewritten(case))
-        if pointer is None:
-            return ""
-        return pointer["by"] if pointer["is_over"] else None
+        return "" if pointer is None else pointer["by"] if pointer["is_over"] else None
 
     def rewrite(
         self,

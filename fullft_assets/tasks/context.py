@@ -34,6 +34,7 @@ from fullft_assets.evaluation.resampling import RESAMPLES
 from fullft_assets.examples.labels import named
 from fullft_assets.examples.texts import language_of
 from fullft_assets.job import Job
+from fullft_assets.models.inference import HeadWeights
 from fullft_assets.planning import BaselinesMetadata
 from fullft_assets.progress import Listener, Progress
 from fullft_assets.release import BASELINE_VERSION, stored_baseline_settings
@@ -82,6 +83,7 @@ class TrainingData:
     store: Store
     snapshot: Manifest
     settings: UseCaseSettings
+    probe: HeadWeights | None = None
 
     @property
     def labels(self) -> list[str]:
@@ -138,11 +140,18 @@ class WithoutTraining(TrainingData):
         )
 
 
-def open_recipe(job: Job, store: Store, snapshot: Manifest, start: Manifest | None = None) -> Recipe:
+def open_recipe(
+    job: Job,
+    store: Store,
+    snapshot: Manifest,
+    start: Manifest | None = None,
+    baselines: Manifest | None = None,
+) -> Recipe:
     """Read what a job trains on.
 
     Args:
         start: the checkpoint whose weights training begins with. Default: the base model's.
+        baselines: with the probe that a new head begins as. Default: it is fitted when training begins.
 
     Raises:
         DataError: there is nothing to learn, or the snapshot's tokens mean something else to the base model.
@@ -152,6 +161,7 @@ def open_recipe(job: Job, store: Store, snapshot: Manifest, start: Manifest | No
     _require_general_text(snapshot, job)
     settings = job.settings
     start_folder = None if start is None else with_rights(store.folder(start) / "model", settings)
+    probe = None if baselines is None else store.folder(baselines) / "frozen_probe.npz"
     data = TrainingData(
         base_model,
         load_split(store, snapshot, "validation"),
@@ -161,6 +171,7 @@ def open_recipe(job: Job, store: Store, snapshot: Manifest, start: Manifest | No
         store,
         snapshot,
         settings,
+        HeadWeights(**np.load(probe)) if probe is not None and probe.is_file() else None,
     )
     return task_of(settings.examples).open_recipe(data)
 
@@ -208,7 +219,7 @@ def fitted_context(
             store,
             snapshot,
             job.settings,
-            labels,
+            known_labels=labels,
         )
         return task_of(job.settings.examples).open_recipe(data)
 

@@ -5,6 +5,7 @@ text.
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Self, cast
 
@@ -15,15 +16,25 @@ from transformers import PreTrainedModel
 from fullft_assets.base_model import ModelFolder
 from fullft_assets.models import precision
 from fullft_assets.models.hardware import free_memory
-from fullft_assets.models.inference import Chunks, HeadWeights, collate, device, embed, is_sharded
+from fullft_assets.models.inference import (
+    Chunks,
+    HeadWeights,
+    collate,
+    device,
+    embed,
+    has_intercept,
+    is_sharded,
+)
+from fullft_assets.models.loading import PooledClassifier
 from fullft_assets.progress import Listener
 from fullft_assets.settings import TrainingSettings
 from fullft_assets.snapshot import Split
 from fullft_assets.snapshot.general import General
 from fullft_assets.tasks.baseline import BaselineContext, fit_all
+from fullft_assets.tasks.classification.baselines import fit_on_states
 from fullft_assets.training import ranks, regularization, sharding
 from fullft_assets.training.feed import Feed
-from fullft_assets.training.recipe import MAX_IMPORTANCE_TEXTS, Prepared, Recipe
+from fullft_assets.training.recipe import MAX_IMPORTANCE_TEXTS, MOST_HEAD_ROWS, Prepared, Recipe
 
 #: (output, labels) -> the summed loss of a pass.
 LossOfOutput = Callable[[Any, torch.Tensor], torch.Tensor]
@@ -37,6 +48,8 @@ class Encoder(Recipe):
         train: rows to learn from; each chunk is one training row.
         labels: in the order of the model's outputs; those of spans in the order of their tags.
         start: folder of the fine-tuned model that training begins with; None: the base model.
+        probe: head of the frozen probe on all rows; None: none was fitted.
+        features: what the head reads of rows, by the formats of passes and weights and by the rows' ids.
     """
 
     base_model: ModelFolder
@@ -46,6 +59,10 @@ class Encoder(Recipe):
     added_tokens: Sequence[str] = ()
     general: General | None = None
     start: ModelFolder | None = None
+    probe: HeadWeights | None = None
+    features: dict[tuple[precision.Precision, torch.dtype], dict[str, np.ndarray]] = field(
+        default_factory=dict, repr=False, compare=False
+    )
     has_new_head: ClassVar[bool] = True
     _embeddings: dict[precision.Precision, np.ndarray] = field(
         default_factory=dict, init=False, repr=False, compare=False
@@ -56,7 +73,7 @@ class Encoder(Recipe):
         return len(self.train)
 
     def first(self, num_rows: int) -> Self:
-        return replace(self, train=self.train.select(range(num_rows)))
+        return replace(self, train=self.train.select(range(num_rows)), probe=None)
 
     def load(self, settings: TrainingSettings) -> PreTrainedModel:
         # What training starts from has its head and its added tokens.
@@ -123,12 +140,42 @@ class Encoder(Recipe):
         saved in the folder.
         """
 
-    def _fit_once(self, fit: Callable[[], Any], model: PreTrainedModel, listener: Listener) -> HeadWeights:
-        """Return the weights of a fitted head; the first one of processes that share the model fits it."""
+    def fit_head(
+        self,
+        model: PreTrainedModel,
+        settings: TrainingSettings,
+        listener: Listener,
+        *,
+        most_rows: int | None = MOST_HEAD_ROWS,
+    ) -> HeadWeights | None:
+        if self.start is not None:
+            return None
+        # With layers between it and the base model, which are drawn anew, a head is another one each time.
+        if self.probe is not None and isinstance(model, PooledClassifier):
+            return self.probe
+        validation = self.validation.select(range(min(len(self.validation), MOST_HEAD_ROWS)))
+        fit = partial(
+            fit_on_states,
+            *self._states(model, self._head_rows(most_rows), listener),
+            model.config.num_labels,
+            self._states(model, validation, listener),
+            intercept=has_intercept(model),
+            balanced=settings.balance_labels,
+        )
+        # Of processes that share the model the first one fits it.
         head = (
             ranks.by_first(fit, cast(ranks.StopListener, listener).progress) if is_sharded(model) else fit()
         )
         return HeadWeights(head.coefficients, head.intercept)
+
+    def _head_rows(self, most_rows: int | None) -> Split:
+        return self.train.select(range(min(len(self.train), most_rows or len(self.train))))
+
+    @abstractmethod
+    def _states(
+        self, model: PreTrainedModel, rows: Split, listener: Listener
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return what the output layer reads of rows [items, features], and the labels of each item."""
 
     def _prepared(
         self, model: PreTrainedModel, feed: Feed, loss_of_output: LossOfOutput, settings: TrainingSettings

@@ -120,7 +120,6 @@ class Lora(Baseline):
         return model
 
     def _untrained(self) -> PreTrainedModel:
-        """Return the base model with new adapters."""
         from fullft_assets.models import precision
 
         model = adapt(self.context.open_recipe(), lora_settings(self.context.settings), self.rank)
@@ -209,11 +208,9 @@ class AdaptedRecipe:
         return getattr(self._recipe, name)
 
     def first(self, num_rows: int) -> AdaptedRecipe:
-        """See `Recipe`."""
         return AdaptedRecipe(self._recipe.first(num_rows))
 
     def load(self, settings: TrainingSettings) -> PreTrainedModel:
-        """See `Recipe`."""
         return adapt(self._recipe, settings, RANK)
 
     def score_general(self, model: PreTrainedModel, listener: Any) -> dict[str, float]:

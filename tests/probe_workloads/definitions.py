@@ -43,7 +43,6 @@ def _launcher_settings() -> LauncherSettings:
 
 @dg.asset
 def probed(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
-    """Launch the probe."""
     settings = _launcher_settings()
     driver = LaunchDriver(lambda _: open_launcher(settings), package="probe_workloads")
     workload = "training" if settings.processes > 1 else "probe"

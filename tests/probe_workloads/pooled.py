@@ -15,7 +15,6 @@ from fullft_assets.settings import LauncherSettings
 
 @dg.asset(pool="gpu")
 def held(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
-    """Launch the probe."""
     driver = LaunchDriver(
         lambda _: LocalLauncher(LauncherSettings(grace_seconds=20)), package="probe_workloads"
     )

@@ -127,7 +127,6 @@ def is_preempted(job: Job, store: Store, progress: Progress) -> None:
 
 
 def work(job: Job, store: Store, progress: Progress) -> None:
-    """Do what the stage names."""
     globals()[job.stage](job, store, progress)
 
 

@@ -9,7 +9,7 @@ import json
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -258,7 +258,7 @@ def _write_pilot(workload: Planning, draft: Draft, baselines: Manifest) -> Manif
         {"sharding": "none"} if workload.processes == 1 else {}
     )
     workload.progress.say(f"pilot on {_pilot_rows(workload.recipe, settings):,} rows ...")
-    fit = _pilot_fit(workload, workload.recipe, settings.training.model_copy(update=changes))
+    fit = _pilot_fit(workload, workload.recipe, settings.training.model_copy(update=changes), [0])
     start = next(line[f"validation_{metric}"] for line in fit.history if f"validation_{metric}" in line)
     fitted = _cheap_baselines_on_pilot_rows(workload)
     # A head that more rows fit begins higher; everything else begins alike.
@@ -319,7 +319,9 @@ def _cheap_baselines_on_pilot_rows(workload: Planning) -> dict[str, float]:
         return {name: metrics[settings.primary_metric] for name, metrics in scored}
 
 
-def _pilot_fit(workload: Planning, recipe: Any, training: TrainingSettings) -> Fit:
+def _pilot_fit(
+    workload: Planning, recipe: Any, training: TrainingSettings, evaluate_at: Sequence[int] = ()
+) -> Fit:
     settings = workload.job.settings
     with tempfile.TemporaryDirectory(prefix="fullft-pilot-") as folder:
         return fine_tune(
@@ -330,7 +332,7 @@ def _pilot_fit(workload: Planning, recipe: Any, training: TrainingSettings) -> F
             workload.progress,
             num_processes=workload.processes,
             max_memory_gib=settings.planning.max_memory_gib,
-            evaluate_at=[0],
+            evaluate_at=evaluate_at,
             resumable=False,
         )
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fullft_assets import checkpoint as checkpoint_key
-from fullft_assets.artifacts import TRAINING_SNAPSHOT
+from fullft_assets.artifacts import CHEAPER_BASELINES, TRAINING_SNAPSHOT
 from fullft_assets.base_model import BaseModelHeader, copy_code, find_base_model, read_header, weights_digest
 from fullft_assets.checkpoint import lineage
 from fullft_assets.checkpoint.metadata import CheckpointMetadata, RecordedIncident
@@ -41,7 +41,7 @@ def work(job: Job, store: Store, progress: Progress) -> None:
     claim_device()
     inputs = job.load_inputs(store)
     start = inputs.get("champion")
-    recipe = open_recipe(job, store, inputs[TRAINING_SNAPSHOT], start)
+    recipe = open_recipe(job, store, inputs[TRAINING_SNAPSHOT], start, inputs.get(CHEAPER_BASELINES))
     progress.say(f"training begins with {lineage.trained_from(start, job.settings)}")
     header = read_header(find_base_model(job.settings, Path(job.project_root)))
     folder = store.work_folder(job.case, job.stage, job.key)

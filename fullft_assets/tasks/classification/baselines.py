@@ -371,18 +371,13 @@ class FrozenProbe(Baseline):
         return model
 
     def save(self, folder: Path) -> None:
-        np.savez(
-            folder / f"{self.name}.npz",
-            coefficients=self.weights.coefficients,
-            intercept=self.weights.intercept,
-        )
+        np.savez(folder / f"{self.name}.npz", **vars(self.weights))
 
     @classmethod
     def load(cls, folder: Path, context: BaselineContext) -> Self:
         from fullft_assets.models.inference import HeadWeights
 
-        arrays = np.load(folder / f"{cls.name}.npz")
-        return cls(HeadWeights(arrays["coefficients"], arrays["intercept"]), context)
+        return cls(HeadWeights(**np.load(folder / f"{cls.name}.npz")), context)
 
 
 def _with_new_head(context: BaselineContext) -> PreTrainedModel:
@@ -394,7 +389,8 @@ def _with_new_head(context: BaselineContext) -> PreTrainedModel:
     from fullft_assets.models import precision
     from fullft_assets.training import sharding
 
-    settings = context.settings.training.model_copy(update={"weights": "fp32"})
+    weights = "bf16" if precision.of_scored_weights() == torch.bfloat16 else "fp32"
+    settings = context.settings.training.model_copy(update={"weights": weights})
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = sharding.load_scored(

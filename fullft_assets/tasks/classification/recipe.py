@@ -24,21 +24,20 @@ from fullft_assets.evaluation.metrics import compute
 from fullft_assets.models import precision
 from fullft_assets.models.inference import (
     MULTI_LABEL,
-    HeadWeights,
     collate,
     device,
     features_of_documents,
-    has_intercept,
     load_classifier,
     load_for_training,
     load_new_classifier,
     predict_with,
 )
+from fullft_assets.models.loading import PooledClassifier
 from fullft_assets.progress import Listener
 from fullft_assets.settings import TrainingSettings
 from fullft_assets.snapshot import Split
 from fullft_assets.tasks.classification import assessment
-from fullft_assets.tasks.classification.baselines import fit_on_states, mean_log_loss
+from fullft_assets.tasks.classification.baselines import mean_log_loss
 from fullft_assets.tasks.encoder import Encoder
 from fullft_assets.training.feed import Feed
 from fullft_assets.training.recipe import MOST_HEAD_ROWS, Prepared
@@ -74,36 +73,20 @@ class ClassificationRecipe(Encoder):
         }
         return load_for_training(folder, self.labels, added_tokens, **options)
 
-    def fit_head(
-        self,
-        model: PreTrainedModel,
-        settings: TrainingSettings,
-        listener: Listener,
-        *,
-        most_rows: int | None = MOST_HEAD_ROWS,
-    ) -> HeadWeights | None:
-        if self.start is not None:
-            return None
-        train = self._some_of_each_label(most_rows)
-        validation = self.validation.select(range(min(len(self.validation), MOST_HEAD_ROWS)))
-        features, of_validation = (
-            features_of_documents(model, rows.chunks, listener) for rows in (train, validation)
-        )
-        return self._fit_once(
-            partial(
-                fit_on_states,
-                features,
-                train.labels,
-                len(self.labels),
-                (of_validation, validation.labels),
-                intercept=has_intercept(model),
-                balanced=settings.balance_labels,
-            ),
-            model,
-            listener,
-        )
+    def _states(
+        self, model: PreTrainedModel, rows: Split, listener: Listener
+    ) -> tuple[np.ndarray, np.ndarray]:
+        if not isinstance(model, PooledClassifier) or len(rows) > MOST_HEAD_ROWS:
+            return features_of_documents(model, rows.chunks, listener), rows.labels
+        # The base model does not read again what it has read.
+        known = self.features.setdefault((precision.of_scores(model), model.dtype), {})
+        new = [row for row, name in enumerate(rows.ids) if name not in known]
+        if new:
+            found = features_of_documents(model, [rows.chunks[row] for row in new], listener)
+            known |= zip([rows.ids[row] for row in new], found, strict=True)
+        return np.stack([known[name] for name in rows.ids]), rows.labels
 
-    def _some_of_each_label(self, most_rows: int | None) -> Split:
+    def _head_rows(self, most_rows: int | None) -> Split:
         if most_rows is None or len(self.train) <= most_rows:
             return self.train
         one_hot = (

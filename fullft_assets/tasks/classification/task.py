@@ -29,6 +29,7 @@ class _Labels(Task):
             data.added_tokens,
             data.general,
             data.start,
+            data.probe,
         )
 
     def _probabilities(

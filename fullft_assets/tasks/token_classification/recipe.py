@@ -33,11 +33,9 @@ from fullft_assets.errors import DataError, StoreError
 from fullft_assets.evaluation import external
 from fullft_assets.models import precision
 from fullft_assets.models.inference import (
-    HeadWeights,
     Inputs,
     Items,
     forward_batches,
-    has_intercept,
     load_for_training,
     load_tagger,
     read_by_head,
@@ -47,7 +45,6 @@ from fullft_assets.progress import Listener
 from fullft_assets.settings import TrainingSettings, UseCaseSettings
 from fullft_assets.snapshot import Split
 from fullft_assets.tasks.baseline import Baseline, OpenedModel, StoredBaseline
-from fullft_assets.tasks.classification.baselines import fit_on_states
 from fullft_assets.tasks.classification.recipe import chunk_feed
 from fullft_assets.tasks.context import (
     EvaluationContext,
@@ -60,7 +57,7 @@ from fullft_assets.tasks.encoder import Encoder
 from fullft_assets.tasks.token_classification import assessment
 from fullft_assets.tasks.token_classification.assessment import Span
 from fullft_assets.training import sharding
-from fullft_assets.training.recipe import MOST_HEAD_ROWS, Prepared
+from fullft_assets.training.recipe import Prepared
 
 OUTSIDE = 0
 _SHOWN_SPANS = 8
@@ -444,33 +441,7 @@ class TokenClassificationRecipe(Encoder):
             dtype=precision.of_weights(settings),
         )
 
-    def fit_head(
-        self,
-        model: PreTrainedModel,
-        settings: TrainingSettings,
-        listener: Listener,
-        *,
-        most_rows: int | None = MOST_HEAD_ROWS,
-    ) -> HeadWeights | None:
-        if self.start is not None:
-            return None
-        train = self.train if most_rows is None else self.train.select(range(min(len(self.train), most_rows)))
-        validation = self.validation.select(range(min(len(self.validation), MOST_HEAD_ROWS)))
-        states, tags = self._states_of_tokens(model, train, listener)
-        return self._fit_once(
-            partial(
-                fit_on_states,
-                states,
-                tags,
-                len(tag_names(self.labels)),
-                self._states_of_tokens(model, validation, listener),
-                intercept=has_intercept(model),
-            ),
-            model,
-            listener,
-        )
-
-    def _states_of_tokens(
+    def _states(
         self, model: PreTrainedModel, rows: Split, listener: Listener
     ) -> tuple[np.ndarray, np.ndarray]:
         tags = self._tags(rows)
