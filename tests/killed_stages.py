@@ -39,7 +39,6 @@ LOADED = (great_expectations.expectations.core, pyarrow.dataset, tokenizers)
 
 
 def run(yaml: Path, url: str) -> None:
-    """Run the stages over whatever is delivered."""
     use_case, store = load_use_case(yaml), Store(url)
     snapshot.take(store, use_case, *ingest(store, use_case))
 

@@ -56,7 +56,6 @@ def spec(where: Path | str, stage: str, name: str = NAME, **changes: Any) -> Lau
 
 
 def run_stage(launcher: Launcher, stage: str, where: Path | str) -> tuple[str | None, list[str]]:
-    """Run the probe of this stage as `run_probe` does."""
     return run_probe(launcher, *probe_at(where, stage))
 
 

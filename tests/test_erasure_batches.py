@@ -143,7 +143,6 @@ def batches(copied: tuple[Batches, str, str]) -> Batches:
 
 
 def again(batches: Batches, root: Path) -> Batches:
-    """Return a copy of batches in another folder."""
     shutil.copytree(batches.project.root, root, symlinks=True)
     copy = object.__new__(Batches)
     copy.__dict__ |= batches.__dict__ | {

@@ -83,7 +83,7 @@ class Lab:
         model = load_causal(self.model).train()
         train = self.prepared.split("train")
         flat = [
-            (ids, None if train.marks is None else train.marks[d][w])
+            (ids.tolist(), None if train.marks is None else train.marks[d][w])
             for d, ws in enumerate(train.chunks)
             for w, ids in enumerate(ws)
         ]

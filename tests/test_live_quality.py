@@ -128,11 +128,12 @@ class TestJudge:
 class Live:
     """A project with a champion and a window that it predicted, whose labels are delivered later."""
 
-    def __init__(self, project: projects.Project, store: Store):
+    def __init__(self, project: projects.Project, store: Store, system: str = "finetuned"):
         self.project, self.store = project, store
         project.configure(monitoring={"path": "data/letters/production"})
-        about = checkpoint_metadata()
-        self.checkpoint = manifests.write(store, CASE, "finetuned_checkpoint", metadata=about)
+        about = {**checkpoint_metadata(), "system": system}
+        stage = "finetuned_checkpoint" if system == "finetuned" else "baseline_model"
+        self.checkpoint = manifests.write(store, CASE, stage, metadata=about)
         measured = {"accuracy": 0.9, "accuracy_low": 0.87, "accuracy_high": 0.92, "macro_f1": 0.9}
         about = manifests.evaluation(checkpoint=self.checkpoint.ref, measured=measured)
         self.evaluation = manifests.write(store, CASE, "evaluation_report", metadata=about)
@@ -214,8 +215,11 @@ class Live:
         return labelled
 
 
-def test_labels_of_later_deliveries_score_the_champion_on_production(project: projects.Project) -> None:
-    seen = Live(project, Store(str(project.home / "store")))
+@pytest.mark.parametrize("system", ["finetuned", "tfidf"])
+def test_labels_of_later_deliveries_score_the_champion_on_production(
+    project: projects.Project, system: str
+) -> None:
+    seen = Live(project, Store(str(project.home / "store")), system)
     # What the champion has learned from, which production sees again.
     rows = [{**row, "expression": row["id"]} for row in projects.licence_rows(180, skip=2_000)]
     seen.promote(snapshot_of(seen.store, seen.label("learned.jsonl", rows[:30])))

@@ -32,11 +32,13 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Path]:
     return "s3://served-models/mail", server.make_bucket("served-models") / "mail"
 
 
-def promoted(lab: Lab, name: str) -> Manifest:
-    with lab.store.create("demo", "finetuned_checkpoint", name, version="1", seed=17) as draft:
+def promoted(lab: Lab, name: str, stage: str = "finetuned_checkpoint") -> Manifest:
+    with lab.store.create("demo", stage, name, version="1", seed=17) as draft:
         files = {"config.json": json.dumps({"name": name}), "onnx/weights.bin": name}
         write_files(draft.path / "model", files)
         made = lab.checkpoint(f"about-{name}").metadata
+        if stage == "baseline_model":
+            made = {**made, "system": "tfidf"}
         checkpoint = draft.commit(settings={"training": {"epochs": 3}}, inputs={}, metadata=made)
     lab.publish(lab.report(checkpoint, evaluated(), f"report-{name}"), checkpoint)
     champion = release.read_champion(lab.store, "demo")
@@ -49,8 +51,8 @@ def test_each_champion_has_a_folder_and_the_pointer_follows(lab: Lab, place: tup
     url, folder = place
     case = with_settings(lab.use_case, release={"push_to": url})
     assert release.push_champion(lab.store, case) is None, "there is no champion yet"
-    for name in ("first", "second"):
-        checkpoint = promoted(lab, name)
+    for name, stage in (("first", "finetuned_checkpoint"), ("second", "baseline_model")):
+        checkpoint = promoted(lab, name, stage)
         where = release.push_champion(lab.store, case)
         assert where is not None and where.endswith(f"/{checkpoint.key}-{checkpoint.attempt}")
         model = folder / f"{checkpoint.key}-{checkpoint.attempt}"

@@ -367,7 +367,6 @@ class TestRowsOfOneBatch:
     """Which rows of a batch count depends on what arrives later in other ones."""
 
     def rows(self, *batches: Batch) -> dict[str, dict[str, Any]]:
-        """Return what is kept, by id."""
         batches_ = [base(), *batches]
         frozen = snapshot_of(batches_)
         return {

@@ -243,7 +243,7 @@ class TestSnapshot:
         case, manifest = taken
         training = snapshot.load_training(case.store, manifest)
         train = snapshot.load_split(case.store, manifest, "train")
-        own = [chunk for chunks in train.chunks for chunk in chunks]
+        own = [chunk.tolist() for chunks in train.chunks for chunk in chunks]
         assert sorted(training.chunks[: len(own)].to_pylist()) == sorted(own)
         num_replayed = sum(len(chunk) for chunk in training.chunks[len(own) :])
         assert num_replayed == manifest.metadata["num_replay_tokens"]

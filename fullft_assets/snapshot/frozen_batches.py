@@ -66,10 +66,15 @@ class FrozenRows:
             self.places, lambda batch, rows: read_rows(self.examples[batch], column, rows).to_pylist()
         )
 
-    def chunks(self, column: str = CHUNKS_COLUMN) -> list[list[list[int]]]:
-        """Return the chunks of the rows, or their `marks`, in their order."""
+    def chunks(self, column: str = CHUNKS_COLUMN, *, as_arrays: bool = False) -> list[list[Any]]:
+        """Return the chunks of the rows, or their `marks`, in their order: lists of integers, or arrays
+        [tokens], which take a tenth of their memory.
+        """
         return in_order(
-            self.places, lambda batch, rows: to_lists(read_rows(self.chunk_files[batch], column, rows))
+            self.places,
+            lambda batch, rows: to_lists(
+                read_rows(self.chunk_files[batch], column, rows), as_arrays=as_arrays
+            ),
         )
 
 
@@ -181,12 +186,15 @@ def in_order(places: pa.Table, read: Callable[[str, np.ndarray], Sequence[T]]) -
     return cast(list[T], values)
 
 
-def to_lists(chunks: pa.ChunkedArray) -> list[list[list[int]]]:
-    """Return the chunks (or their marks) of each row; none for null. `to_pylist` takes ten times as long."""
+def to_lists(chunks: pa.ChunkedArray, *, as_arrays: bool = False) -> list[list[Any]]:
+    """Return the chunks (or their marks) of each row as lists of integers, or as arrays; none for null.
+    `to_pylist` takes ten times as long.
+    """
 
     inner = pc.list_flatten(chunks)
+    values: Any = pc.list_flatten(inner).to_numpy()
     return _cut(
-        _cut(pc.list_flatten(inner).to_numpy().tolist(), pc.list_value_length(inner)),
+        _cut(values if as_arrays else values.tolist(), pc.list_value_length(inner)),
         pc.list_value_length(chunks),
     )
 

@@ -41,7 +41,7 @@ class Split:
         ids, texts, groups: one a row.
         labels: what is learned, as positions in the label order: int64 [n] for one label a row; bool [n,
             labels] where a row may have several; all 0 for the tasks without labels.
-        chunks: token ids of each row's chunks.
+        chunks: token ids of each row's chunks: lists, and arrays [tokens] in the split `train`.
         marks: aligned with the chunks for the tasks sft and token_classification (see `chunks.schema`), else
             None.
         span_labels: token_classification: the labels of each row's spans, as positions in the label order,
@@ -54,8 +54,8 @@ class Split:
     texts: list[str]
     labels: np.ndarray
     groups: list[str]
-    chunks: list[list[list[int]]]
-    marks: list[list[list[int]]] | None = None
+    chunks: list[list[Any]]
+    marks: list[list[Any]] | None = None
     span_labels: list[list[int]] | None = None
     spans: list[list[tuple[int, int, int]]] | None = None
 
@@ -93,8 +93,10 @@ def load_split(store: Store, snapshot: Manifest, name: SplitName, *, chunks: boo
         index = _index_of(store, snapshot, name)
         rows = find_rows(store, snapshot, index, with_chunks=chunks)
         texts = rows.values("text")
-        of_chunks = rows.chunks() if chunks else [[] for _ in texts]
-        marks = rows.chunks("marks") if chunks else []
+        # Training rows may be millions.
+        as_arrays = name == "train"
+        of_chunks = rows.chunks(as_arrays=as_arrays) if chunks else [[] for _ in texts]
+        marks = rows.chunks("marks", as_arrays=as_arrays) if chunks else []
     spans = _spans(index, label_names(snapshot))
     return Split(
         index["id"].to_pylist(),

@@ -79,12 +79,12 @@ class ClassificationRecipe(Encoder):
         if not isinstance(model, PooledClassifier) or len(rows) > MOST_HEAD_ROWS:
             return features_of_documents(model, rows.chunks, listener), rows.labels
         # The base model does not read again what it has read.
-        known = self.features.setdefault((precision.of_scores(model), model.dtype), {})
-        new = [row for row, name in enumerate(rows.ids) if name not in known]
-        if new:
-            found = features_of_documents(model, [rows.chunks[row] for row in new], listener)
-            known |= zip([rows.ids[row] for row in new], found, strict=True)
-        return np.stack([known[name] for name in rows.ids]), rows.labels
+        vectors = self.features.setdefault((precision.of_scores(model), model.dtype), {})
+        unread = rows.select([row for row, name in enumerate(rows.ids) if name not in vectors])
+        if unread.ids:
+            features = features_of_documents(model, unread.chunks, listener)
+            vectors |= zip(unread.ids, features, strict=True)
+        return np.stack([vectors[name] for name in rows.ids]), rows.labels
 
     def _head_rows(self, most_rows: int | None) -> Split:
         if most_rows is None or len(self.train) <= most_rows:

@@ -173,12 +173,12 @@ class Frame:
             for part in owned([len(chunk) - self.prefix - self.suffix for chunk in chunks], self.stride)
         ]
 
-    def tags(self, marks: Sequence[Sequence[int]], span_labels: Sequence[int]) -> list[list[int]]:
-        """Return the tags of a document's chunks, -100 where a token is none of the text or belongs to
-        another chunk.
+    def tags(self, marks: Sequence[Sequence[int]], span_labels: Sequence[int]) -> list[np.ndarray]:
+        """Return the tags of a document's chunks, int16 [tokens], -100 where a token is none of the text or
+        belongs to another chunk.
         """
         return [
-            np.where(is_owned, tags_of(chunk, span_labels), IGNORED).tolist()
+            np.where(is_owned, tags_of(chunk, span_labels), IGNORED).astype(np.int16)
             for chunk, is_owned in zip(marks, self.owned(marks), strict=True)
         ]
 
@@ -445,11 +445,11 @@ class TokenClassificationRecipe(Encoder):
         self, model: PreTrainedModel, rows: Split, listener: Listener
     ) -> tuple[np.ndarray, np.ndarray]:
         tags = self._tags(rows)
-        total = sum(tag != IGNORED for document in tags for chunk in document for tag in chunk)
+        total = sum(np.count_nonzero(chunk != IGNORED) for document in tags for chunk in document)
         rng = np.random.default_rng(0)
         drawn = [
             [
-                (np.array(chunk) != IGNORED) & (rng.random(len(chunk)) < _MOST_TOKENS / max(1, total))
+                (chunk != IGNORED) & (rng.random(len(chunk)) < _MOST_TOKENS / max(1, total))
                 for chunk in document
             ]
             for document in tags
@@ -463,7 +463,7 @@ class TokenClassificationRecipe(Encoder):
         targets = []
         for items, values in read_by_head(model, rows.chunks, listener, pick):
             states.append(values)
-            targets += [np.array(tags[row][number])[drawn[row][number]] for row, number in items]
+            targets += [tags[row][number][drawn[row][number]] for row, number in items]
         return np.concatenate(states), np.concatenate(targets)
 
     def prepare(self, model: PreTrainedModel, settings: TrainingSettings, seed: int) -> Prepared:
@@ -511,7 +511,7 @@ class TokenClassificationRecipe(Encoder):
         return reading
 
     @cached_property
-    def _validation_tags(self) -> list[list[list[int]]]:
+    def _validation_tags(self) -> list[list[np.ndarray]]:
         return self._tags(self.validation)
 
     @cached_property
@@ -519,7 +519,7 @@ class TokenClassificationRecipe(Encoder):
         assert self.validation.spans is not None
         return normal(self.validation.texts, self.validation.spans)
 
-    def _tags(self, split: Split) -> list[list[list[int]]]:
+    def _tags(self, split: Split) -> list[list[np.ndarray]]:
         assert split.marks is not None and split.span_labels is not None
         frame = Frame.of(self.tokenization)
         return [
@@ -529,7 +529,7 @@ class TokenClassificationRecipe(Encoder):
 
 def _padded(tags: Sequence[Sequence[int]]) -> torch.Tensor:
     return torch.nn.utils.rnn.pad_sequence(
-        [torch.tensor(chunk) for chunk in tags], batch_first=True, padding_value=IGNORED
+        [torch.tensor(chunk, dtype=torch.long) for chunk in tags], batch_first=True, padding_value=IGNORED
     )
 
 
