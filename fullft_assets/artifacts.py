@@ -31,6 +31,8 @@ LIVE_QUALITY = "live_quality"
 
 #: In the model folder of a champion that is no model of transformers: which baseline it is, and its labels.
 BASELINE_FILE = "baseline.json"
+#: In `cheaper_baselines`: the head of the frozen probe.
+PROBE_FILE = "frozen_probe.npz"
 DOCUMENTS_FILE = "documents.parquet"
 CHUNKS_FILE = "chunks.parquet"
 #: The column of the chunks in it; stores have had this name from the beginning.

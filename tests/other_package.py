@@ -77,7 +77,6 @@ _PAGE = Path(__file__).parents[1] / "docs" / "extending.md"
 
 
 def files() -> dict[str, str]:
-    """Return the files that the page shows, by name."""
     return dict(
         re.findall(r'^```\w+ title="([\w.]+)"\n(.*?)^```', _PAGE.read_text(), re.MULTILINE | re.DOTALL)
     )

@@ -57,7 +57,6 @@ class TrainingJob:
 
     @property
     def channels(self) -> dict[str, str]:
-        """Where each channel's files come from, by its name."""
         return {
             each["ChannelName"]: each["DataSource"]["S3DataSource"]["S3Uri"]
             for each in self.request.get("InputDataConfig", [])

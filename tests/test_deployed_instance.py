@@ -56,7 +56,6 @@ with dg.DagsterInstance.get() as instance:
 
 @pytest.fixture
 def postgres() -> Iterator[postgres_server.PostgresServer]:
-    """A server of one test."""
     if postgres_server.programs() is None:
         lacks("PostgreSQL is missing: apt-get install postgresql")
     if find_spec("dagster_postgres") is None:

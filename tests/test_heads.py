@@ -175,6 +175,10 @@ def test_sentence_transformers_reads_what_is_saved(case: Prepared, tmp_path: Pat
     ):
         scores = {each["label"]: each["score"] for each in answer}
         np.testing.assert_allclose([scores[label] for label in case.labels], probabilities, atol=1e-4)
+    loading.save_model(model.bfloat16(), tmp_path, case.use_case.settings.chunks.max_tokens)
+    parts = served.model_fn(str(tmp_path))
+    parts["encoder"].float()  # as transformers before release 5 loads it
+    assert len(served.predict_fn({"inputs": texts}, parts)) == len(texts)
 
 
 def test_a_folder_that_pools_by_its_class_token_is_read_so(case: Prepared, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, MixtralConfig, PreTrainedConfig
 
 from fullft_assets.models import precision
-from fullft_assets.models.inference import load_base, load_causal, load_classifier, load_tagger
+from fullft_assets.models.inference import load_causal, load_classifier, load_tagger
 from fullft_assets.settings import TrainingSettings
 from fullft_assets.training.loop import place
 from tests.machine import lacks, printed_by
@@ -48,7 +48,7 @@ def test_a_model_is_scored_in_the_format_that_a_card_computes_in(
     build(LLAMA).save_pretrained(tmp_path)
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: has_card)
     monkeypatch.setattr(precision, "resolve", lambda setting: auto)
-    for load in (load_causal, load_classifier, load_tagger, load_base):
+    for load in (load_causal, load_classifier, load_tagger):
         assert load(tmp_path).dtype == dtype
     assert load_causal(tmp_path, dtype=torch.float32).dtype == torch.float32
 

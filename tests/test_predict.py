@@ -84,7 +84,6 @@ def take_snapshot(store: Store, settings: UseCaseSettings) -> Manifest:
 
 
 def crowned(folder: Path, task: str = "classification", **documents: Any) -> tuple[UseCase, Store]:
-    """Return a use case whose champion is such a model."""
     given = {
         "base_model": "models/tiny",
         "documents": {"path": "data", **documents},

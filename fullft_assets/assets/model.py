@@ -22,6 +22,7 @@ from fullft_assets.artifacts import (
     FINETUNED_CHECKPOINT,
     LABELED_EXAMPLES,
     PILOT_RUN,
+    PROBE_FILE,
     TOKENIZED_CHUNKS,
     TRAINING_SNAPSHOT,
 )
@@ -39,7 +40,6 @@ from fullft_assets.planning import refusal, worth
 from fullft_assets.release import starting_point
 from fullft_assets.resources import latest, one_line_errors, place_in, report_link
 from fullft_assets.store import Manifest, Store, artifact_key, digest
-from fullft_assets.task import task_of
 
 
 def _build_snapshot(graph: CaseGraph) -> list[dg.AssetsDefinition]:
@@ -290,7 +290,7 @@ def _build_training(graph: CaseGraph) -> list[dg.AssetsDefinition]:
             inputs = {TRAINING_SNAPSHOT: training_snapshot}
             if start is not None:
                 inputs["champion"] = start
-            elif task_of(graph.settings.examples).has_labels:
+            elif PROBE_FILE in cheaper_baselines.files:
                 inputs[CHEAPER_BASELINES] = cheaper_baselines
             key = _training_key(graph, training_snapshot, revision, start)
             manifest = graph.find_or_launch(context, "training", FINETUNED_CHECKPOINT, key, inputs)

@@ -79,9 +79,11 @@ def _folder_problem(path: str, root: Path) -> str | None:
     if not folder.exists():
         hint = suggest_path(path, root) or f"; relative paths start at {root}"
         return f"folder not found: {path}{hint}"
-    if not folder.is_dir():
-        return f"{path} is a file; name the folder that contains it: {Path(path).parent}"
-    return None
+    return (
+        f"{path} is a file; name the folder that contains it: {Path(path).parent}"
+        if not folder.is_dir()
+        else None
+    )
 
 
 def _contents_problem(path: str, root: Path, format_: str | None = None) -> str | None:

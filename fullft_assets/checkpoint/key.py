@@ -12,7 +12,7 @@ from fullft_assets.store import CheckOutcome
 from fullft_assets.store.checks import CheckSpec
 from fullft_assets.task import task_of
 
-VERSION = "6"
+VERSION = "7"
 #: In a checkpoint's folder: the metrics by step, as JSON lines.
 STEP_LOG = "logs/metrics.jsonl"
 #: Measures on the general set, lower is better: nats per token; for an encoder, which has no loss on general
@@ -36,7 +36,13 @@ def key_settings(settings: UseCaseSettings) -> dict[str, Any]:
     metadata. The number of processes and the kind of GPU are not among them, so that a training can resume
     with others.
     """
-    return {"training": plan_settings(settings) | {"retrain_from": settings.training.retrain_from}}
+    return {
+        "training": {
+            **plan_settings(settings),
+            "retrain_from": settings.training.retrain_from,
+            "begins_as_probe": "frozen_probe" in settings.baselines,
+        }
+    }
 
 
 def plan_settings(settings: UseCaseSettings) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from fullft_assets.task import TASKS
 #: The budget of a loss that nobody has set a budget for: the perplexity of general text may double.
 #: docs/decisions/0024 says why.
 DEFAULT_RISE = math.log(2)
-VERSION = "23"
+VERSION = "24"
 #: A variance from fewer trainings than this is too unsure to claim anything about a recipe.
 MIN_RUNS = 9
 #: Standard deviation that other seeds are assumed to give a score of labels, in its units

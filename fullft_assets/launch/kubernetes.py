@@ -151,9 +151,11 @@ class KubernetesLauncher(Launcher):
             time.sleep(min(1.0, _LOOK_SECONDS))
 
     def _status(self, name: str) -> Status:
-        if (job := self._job(name)) is None:
-            return Status("gone")
-        return status_of(job, self._pods(name), self._now, self.settings)
+        return (
+            Status("gone")
+            if (job := self._job(name)) is None
+            else status_of(job, self._pods(name), self._now, self.settings)
+        )
 
     def _job(self, name: str) -> dict[str, Any] | None:
         return self._ask(self._apis.batch.read_namespaced_job, name)

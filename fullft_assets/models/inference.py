@@ -290,8 +290,8 @@ def predict_with(
 
 
 def load_base(folder: ModelFolder) -> PreTrainedModel:
-    """Load a base model without a head."""
-    return loading.load(AutoModel, folder, dtype=precision.of_scored_weights())
+    """Load a base model without a head, in fp32."""
+    return loading.load(AutoModel, folder, dtype=torch.float32)
 
 
 def embed(

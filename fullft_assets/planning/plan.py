@@ -200,7 +200,7 @@ def stop_note(seconds: float, grace_seconds: float) -> str:
     )
 
 
-VERSION = "21"
+VERSION = "22"
 PLAN_CHECKS = (FITS_IN_MEMORY, WITHIN_BUDGET)
 #: It does not block: a refusal is an answer, so the run goes on to its end, without training.
 PILOT_CHECKS = (PILOT_PREDICTS_GAIN,)

@@ -19,8 +19,9 @@ def model_fn(folder: str, context: Any = None) -> dict[str, Any]:
     return {
         "tokenizer": AutoTokenizer.from_pretrained(folder),
         "encoder": AutoModel.from_pretrained(folder).eval(),
-        "weight": head["linear.weight"],
-        "bias": head["linear.bias"],
+        # The encoder may be loaded in another format than the folder has.
+        "weight": head["linear.weight"].float(),
+        "bias": head["linear.bias"].float(),
         "first": json.loads((root / "1_Pooling" / "config.json").read_text())["pooling_mode_cls_token"],
         "size": json.loads((root / "sentence_bert_config.json").read_text())["max_seq_length"],
     }
@@ -32,7 +33,7 @@ def predict_fn(data: dict[str, Any], model: dict[str, Any]) -> list[list[dict[st
     texts = data["inputs"] if isinstance(data["inputs"], list) else [data["inputs"]]
     options = {"truncation": True, "max_length": model["size"], "padding": True, "return_tensors": "pt"}
     inputs = model["tokenizer"](texts, **options)
-    states = model["encoder"](**inputs).last_hidden_state
+    states = model["encoder"](**inputs).last_hidden_state.float()
     is_token = inputs["attention_mask"][:, :, None].to(states.dtype)
     vectors = states[:, 0] if model["first"] else (states * is_token).sum(1) / is_token.sum(1)
     logits = vectors @ model["weight"].T + model["bias"]

@@ -62,6 +62,7 @@ from fullft_assets.tasks.baseline import (
     load_all,
     open_model,
 )
+from fullft_assets.tasks.encoder import stored_probe
 from fullft_assets.training import ranks
 from fullft_assets.training.recipe import Recipe
 
@@ -161,7 +162,6 @@ def open_recipe(
     _require_general_text(snapshot, job)
     settings = job.settings
     start_folder = None if start is None else with_rights(store.folder(start) / "model", settings)
-    probe = None if baselines is None else store.folder(baselines) / "frozen_probe.npz"
     data = TrainingData(
         base_model,
         load_split(store, snapshot, "validation"),
@@ -171,7 +171,7 @@ def open_recipe(
         store,
         snapshot,
         settings,
-        HeadWeights(**np.load(probe)) if probe is not None and probe.is_file() else None,
+        None if baselines is None else stored_probe(store.folder(baselines)),
     )
     return task_of(settings.examples).open_recipe(data)
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from fullft_assets.artifacts import PROBE_FILE
 from fullft_assets.base_model import ModelFolder
 from fullft_assets.models import precision
 from fullft_assets.models.hardware import free_memory
@@ -40,6 +41,11 @@ from fullft_assets.training.recipe import MAX_IMPORTANCE_TEXTS, MOST_HEAD_ROWS, 
 LossOfOutput = Callable[[Any, torch.Tensor], torch.Tensor]
 
 
+def stored_probe(folder: Path) -> HeadWeights | None:
+    """Return the head of the frozen probe among the baselines that were fitted in a folder, if it was."""
+    return HeadWeights(**np.load(folder / PROBE_FILE)) if (folder / PROBE_FILE).is_file() else None
+
+
 @dataclass(frozen=True)
 class Encoder(Recipe):
     """The part of a recipe that is the same whatever the head.
@@ -65,7 +71,7 @@ class Encoder(Recipe):
     )
     has_new_head: ClassVar[bool] = True
     _embeddings: dict[precision.Precision, np.ndarray] = field(
-        default_factory=dict, init=False, repr=False, compare=False
+        default_factory=dict, repr=False, compare=False
     )
 
     @property
@@ -124,7 +130,9 @@ class Encoder(Recipe):
     def score_baselines(
         self, names: Sequence[str], folder: Path, context: BaselineContext
     ) -> Iterator[tuple[str, dict[str, float]]]:
-        for name, baseline in fit_all(names, self.train, self._with_recipe(context), folder):
+        # LoRA begins as the probe, too.
+        context = replace(self, probe=stored_probe(folder))._with_recipe(context)
+        for name, baseline in fit_all(names, self.train, context, folder):
             yield (
                 name,
                 self._score_predicted(name, baseline.predict(self.validation), folder)

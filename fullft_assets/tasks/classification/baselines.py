@@ -352,7 +352,7 @@ class FrozenProbe(Baseline):
 
     @classmethod
     def fit(cls, train: Any, context: BaselineContext) -> Self:
-        weights = replace(cast(Any, context.open_recipe()), start=None).fit_head(
+        weights = replace(cast(Any, context.open_recipe()), start=None, probe=None).fit_head(
             _with_new_head(context), context.settings.training, context.listener, most_rows=None
         )
         return cls(weights, context)
@@ -389,8 +389,7 @@ def _with_new_head(context: BaselineContext) -> PreTrainedModel:
     from fullft_assets.models import precision
     from fullft_assets.training import sharding
 
-    weights = "bf16" if precision.of_scored_weights() == torch.bfloat16 else "fp32"
-    settings = context.settings.training.model_copy(update={"weights": weights})
+    settings = context.settings.training.model_copy(update={"weights": "fp32"})
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = sharding.load_scored(

@@ -27,6 +27,7 @@ from fullft_assets.models.inference import (
     collate,
     device,
     features_of_documents,
+    is_sharded,
     load_classifier,
     load_for_training,
     load_new_classifier,
@@ -76,7 +77,7 @@ class ClassificationRecipe(Encoder):
     def _states(
         self, model: PreTrainedModel, rows: Split, listener: Listener
     ) -> tuple[np.ndarray, np.ndarray]:
-        if not isinstance(model, PooledClassifier) or len(rows) > MOST_HEAD_ROWS:
+        if is_sharded(model) or not isinstance(model, PooledClassifier) or len(rows) > MOST_HEAD_ROWS:
             return features_of_documents(model, rows.chunks, listener), rows.labels
         # The base model does not read again what it has read.
         vectors = self.features.setdefault((precision.of_scores(model), model.dtype), {})

@@ -202,7 +202,7 @@ def tag(
     model: PreTrainedModel,
     chunks: Sequence[Sequence[Sequence[int]]],
     frame: Frame,
-    truth: Sequence[Sequence[Sequence[int]]] | None = None,
+    truth: Sequence[Sequence[np.ndarray]] | None = None,
     *,
     progress: Listener | None = None,
 ) -> Tagged:
