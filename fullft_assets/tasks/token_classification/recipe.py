@@ -527,7 +527,7 @@ class TokenClassificationRecipe(Encoder):
         ]
 
 
-def _padded(tags: Sequence[Sequence[int]]) -> torch.Tensor:
+def _padded(tags: Sequence[np.ndarray | list[int]]) -> torch.Tensor:
     return torch.nn.utils.rnn.pad_sequence(
         [torch.tensor(chunk, dtype=torch.long) for chunk in tags], batch_first=True, padding_value=IGNORED
     )
