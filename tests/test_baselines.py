@@ -13,7 +13,8 @@ from sklearn.metrics import log_loss
 from fullft_assets.models.inference import embed, load_base
 from fullft_assets.snapshot import Split
 from fullft_assets.tasks.baseline import Baseline, BaselineContext, load_all
-from fullft_assets.tasks.classification.baselines import TFIDF_C, FrozenProbe, Majority, Tfidf, fit_on_states
+from fullft_assets.tasks.classification.baselines import TFIDF_C, FrozenProbe, Majority, Tfidf
+from fullft_assets.tasks.heads import fit_on_states
 from tests.prepared import Prepared, prepare
 
 pytestmark = pytest.mark.numeric

@@ -43,7 +43,6 @@ class TestLabels:
 
     @pytest.fixture(scope="class")
     def answers(self, lab: classification.Lab) -> dict[str, str]:
-        """Right for most test rows."""
         names = [lab.labels[number] for number in lab.test.labels]
         return {
             id_: name if row % 5 else lab.labels[row % 3]

@@ -16,8 +16,8 @@ from fullft_assets.evaluation import FINETUNED, Comparison, read_evaluation
 from fullft_assets.models.token_loss import IGNORED
 from fullft_assets.settings import ChunksSettings, EvaluationSettings
 from fullft_assets.tasks.baseline import load_all
-from fullft_assets.tasks.classification.baselines import fit_on_states
 from fullft_assets.tasks.context import open_recipe
+from fullft_assets.tasks.heads import fit_on_states
 from fullft_assets.tasks.token_classification import assessment as spans
 from fullft_assets.tasks.token_classification.baselines import Dictionary
 from fullft_assets.tasks.token_classification.recipe import (

@@ -18,7 +18,7 @@ from fullft_assets.documents.formats import name_of_format
 from fullft_assets.documents.formats.rows import has_field
 from fullft_assets.escaping import quoted, visible
 from fullft_assets.examples.identity import REUSED_IDS
-from fullft_assets.examples.labels import named
+from fullft_assets.examples.labels import listed, named
 from fullft_assets.examples.outcomes import MOST_WITHOUT, OPTIONAL_COLUMNS
 from fullft_assets.settings import DocumentsSettings, ExamplesSettings, UseCaseSettings
 from fullft_assets.settings.use_case import UseCase
@@ -37,6 +37,9 @@ _NO_HEADER = (
 )
 
 
+_SHOWN_LABELS = 8
+
+
 def field_problems(sample: list[Sampled], settings: UseCaseSettings) -> Iterator[tuple[Key, str]]:
     """Yield each key whose field is missing in too many rows of the sample, with one line that says what to
     do.
@@ -45,6 +48,16 @@ def field_problems(sample: list[Sampled], settings: UseCaseSettings) -> Iterator
     rows = [row for row in sample if row.record]
     if rows:
         yield from _lacking(_field_settings(settings, rows), rows, settings)
+    names = settings.examples.labels or []
+    strange = [row for row in rows if names and not set(labels_of(row, settings.examples)) <= set(names)]
+    if len(strange) > settings.examples.max_quarantined_share * len(rows):
+        labels = (label for row in strange for label in labels_of(row, settings.examples))
+        yield (
+            ("examples", "labels"),
+            f"{len(strange):,} of {len(rows):,} rows read ({_locations(strange)}) have other labels:"
+            f" {_counted(Counter(label for label in labels if label not in names))}; add them, or correct"
+            " them",
+        )
 
 
 def _lacking(
@@ -76,7 +89,8 @@ def _max_share_without(column: str, settings: UseCaseSettings) -> float:
 
 
 def _unusable(sample: list[Sampled], max_share: float) -> Iterator[tuple[Key, str]]:
-    rows = [row for row in sample if not row.record]
+    # A row whose labels are malformed has a text.
+    rows = [row for row in sample if not row.record or ("problem" in row.row and row.row.get("text"))]
     if len(rows) > max_share * len(sample):
         problem = rows[0].row.get("problem", "")
         yield (
@@ -195,15 +209,16 @@ def _listed(fields: list[str]) -> str:
     return f"; their fields: {', '.join(names)}{more}"
 
 
-_SHOWN_LABELS = 8
-
-
 def label_findings(rows: list[Sampled], examples: ExamplesSettings) -> Iterator[tuple[str, str]]:
     """Yield the finding on the labels of a sample of rows, as (subject, one line)."""
     if task_of(examples).has_labels and rows:
         counts = Counter(label for row in rows for label in labels_of(row, examples))
-        common = ((label, f"{count:,}") for label, count in counts.most_common(_SHOWN_LABELS))
-        yield "labels", f"{len(counts):,} in {len(rows):,} rows read: {named(common, len(counts), counts)}"
+        yield "labels", f"{len(counts):,} in {len(rows):,} rows read: {_counted(counts)}"
+
+
+def _counted(counts: Counter[str]) -> str:
+    common = ((label, f"{count:,}") for label, count in counts.most_common(_SHOWN_LABELS))
+    return named(common, len(counts), counts)
 
 
 def group_findings(rows: list[Sampled], settings: UseCaseSettings) -> Iterator[tuple[str, str]]:
@@ -238,10 +253,7 @@ def id_findings(rows: list[Sampled]) -> Iterator[tuple[str, str]]:
 
 def labels_of(row: Sampled, examples: ExamplesSettings) -> list[str]:
     """Return the labels of a row as they were delivered."""
-    value = row.row.get(task_of(examples).target or "label")
-    if isinstance(value, str):
-        return [value]
-    return [label["label"] if isinstance(label, dict) else label for label in value or []]
+    return listed(row.row.get(task_of(examples).target or "label"))
 
 
 #: Rows and characters that are compared.

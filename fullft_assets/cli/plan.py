@@ -62,6 +62,8 @@ def _measured_speed(store: Store, name: str) -> float | None:
     """
     newest_plan = latest(store, name, FEASIBILITY_PLAN)
     metadata = None if newest_plan is None else PlanMetadata.of(newest_plan)
-    if metadata is None or metadata.hardware != local_hardware() or not metadata.flops:
-        return None
-    return metadata.flops / metadata.predicted_seconds
+    return (
+        None
+        if metadata is None or metadata.hardware != local_hardware() or not metadata.flops
+        else metadata.flops / metadata.predicted_seconds
+    )

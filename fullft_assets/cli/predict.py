@@ -129,7 +129,12 @@ def _row(number: int, record: Record, documents: DocumentsSettings) -> _Row:
     text = value_of(record, field)
     document_id = value_of(record, documents.id)
     if not isinstance(text, str):
-        return _Row(number, problem=f"no text in the field `{field}` (documents.text)")
+        return _Row(
+            number,
+            problem=f"a conversation in the field `{field}`; only a text, what one user says, is predicted"
+            if isinstance(text, list)
+            else f"no text in the field `{field}` (documents.text)",
+        )
     return _Row(number, text, None if document_id is None else str(document_id))
 
 

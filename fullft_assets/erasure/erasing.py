@@ -111,11 +111,11 @@ def _without_paths(value: Any, paths: Collection[str]) -> Any:
     """Return a JSON value without these paths, whether they are items or keys."""
     if isinstance(value, Mapping):
         return {name: _without_paths(inner, paths) for name, inner in value.items() if name not in paths}
-    if isinstance(value, list):
-        return [
-            _without_paths(item, paths) for item in value if not isinstance(item, str) or item not in paths
-        ]
-    return value
+    return (
+        [_without_paths(item, paths) for item in value if not isinstance(item, str) or item not in paths]
+        if isinstance(value, list)
+        else value
+    )
 
 
 def _write_tables(

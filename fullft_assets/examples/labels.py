@@ -32,6 +32,12 @@ def may_be_named(labels: Collection[str]) -> bool:
     )
 
 
+def listed(value: Any) -> list[str]:
+    """Return the labels of a row as they were delivered: one, several, or those of its spans."""
+    values = [value] if isinstance(value, str) else value or []
+    return [label["label"] if isinstance(label, dict) else label for label in values]
+
+
 def named(remarks: Iterable[tuple[str, str]], num_labels: int, all_labels: Collection[str]) -> str:
     """Return some labels, each with a remark, as they may be written outside of the store; only their number
     if the labels may not be named.

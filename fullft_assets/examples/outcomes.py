@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from fullft_assets.documents.erasure import has_made_up_id
 from fullft_assets.documents.names import alias
 from fullft_assets.examples.agreement import Agreement
-from fullft_assets.examples.labels import may_be_named, named
+from fullft_assets.examples.labels import listed, may_be_named, named
 from fullft_assets.examples.rules import MIN_KAPPA, REASONS, Finding, Rule
 from fullft_assets.settings import DocumentsSettings, ExamplesSettings
 from fullft_assets.store import CheckOutcome
@@ -55,8 +55,12 @@ def _why(rule: Rule, finding: Finding, table: pa.Table) -> str:
         observed = "" if finding.observed is None else f", observed {finding.observed:.6g}"
         return f"the batch {rule.reason}{observed}; look at its rows, or fix the expectation"
     verb = "quarantined" if rule.quarantines else "found"
-    problem = next(iter(problem_counts(table)), "") if rule.reason == REASONS["rows_are_well_formed"] else ""
-    why = f"{rule.reason}, most often: {problem}" if problem else rule.reason
+    problems = problem_counts(table) if rule.reason == REASONS["rows_are_well_formed"] else {}
+    why = (
+        f"{rule.reason}, {'most often' if max(problems.values()) > 1 else 'such as'}: {next(iter(problems))}"
+        if problems
+        else rule.reason
+    )
     return (
         f"{len(finding.rows):,} of {len(table):,} rows {verb} ({why}): {places(finding.rows, table)}; {_FIX}"
     )
@@ -88,10 +92,9 @@ def problem_counts(rows: pa.Table) -> dict[str, int]:
 
 
 def _unknown_labels(rows: pa.Table, settings: ExamplesSettings) -> str:
-    if task_of(settings).target != "label":
-        return ""
     known_labels = settings.labels or []
-    counts = Counter(label for label in rows["label"].to_pylist() if label and label not in known_labels)
+    values = rows[task_of(settings).target or "label"].to_pylist()
+    counts = Counter(label for value in values for label in listed(value) if label not in known_labels)
     if not may_be_named(counts):
         return ""
     most = counts.most_common(_SHOWN)

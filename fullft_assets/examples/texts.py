@@ -71,9 +71,13 @@ def identify_languages(texts: pa.Array | pa.ChunkedArray) -> np.ndarray:
 def language_of(text: str) -> str:
     """Return a text's language (ISO 639-1), `UNKNOWN` where it cannot be identified."""
     prefix = text[:PREFIX_CHARACTERS]
-    if sum(map(str.isalpha, prefix)) < MIN_LETTERS:
-        return UNKNOWN
-    return UNKNOWN if (language := _identifier().classify(prefix)[0]) in _NONE else language
+    return (
+        UNKNOWN
+        if sum(map(str.isalpha, prefix)) < MIN_LETTERS
+        else UNKNOWN
+        if (language := _identifier().classify(prefix)[0]) in _NONE
+        else language
+    )
 
 
 @cache

@@ -417,7 +417,6 @@ def seed_runs(store: Store, case: str) -> dict[str, list[str]]:
 
 
 def _runs(store: Store, case: str) -> list[dict[str, Any]]:
-    """Return the trainings that were judged, the newest first."""
     return (store.read_pointer(f"{case}/runs") or {"runs": []})["runs"]
 
 

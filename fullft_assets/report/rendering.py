@@ -165,7 +165,7 @@ def next_action(case: str, verdict: ReleaseVerdict, evaluation: Evaluation, sett
     """Return the action that the reader should take next."""
     if verdict.answer in ("promote", "baseline"):
         return (
-            f"Materialise champion_model, as the job {case}_model does: it makes"
+            f"Materialise champion_model, unless the job {case}_model has done so since: it makes"
             f" {'this model' if verdict.promote else 'the baseline'} the champion, unless somebody froze or"
             " rolled back the champion."
         )

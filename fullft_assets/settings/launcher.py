@@ -663,9 +663,13 @@ class ByKind:
 
     @staticmethod
     def _choose(value: Any, handler: Any) -> Any:
-        if isinstance(value, LauncherSettings):
-            return value
-        return launcher_section(value) if isinstance(value, Mapping) else handler(value)
+        return (
+            value
+            if isinstance(value, LauncherSettings)
+            else launcher_section(value)
+            if isinstance(value, Mapping)
+            else handler(value)
+        )
 
     @staticmethod
     def _dump(value: LauncherSettings | None, info: SerializationInfo) -> dict[str, Any] | None:

@@ -274,7 +274,7 @@ class SetAside:
         whys = {
             "few_rows": (
                 f"have fewer than snapshot.min_rows_per_label ({settings.min_rows_per_label}) rows:"
-                " deliver more of them"
+                " correct or deliver more of them"
             ),
             "no_training_row": (
                 "have no row that may train, since their groups were held out before or are near to"

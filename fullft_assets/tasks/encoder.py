@@ -32,7 +32,7 @@ from fullft_assets.settings import TrainingSettings
 from fullft_assets.snapshot import Split
 from fullft_assets.snapshot.general import General
 from fullft_assets.tasks.baseline import BaselineContext, fit_all
-from fullft_assets.tasks.classification.baselines import fit_on_states
+from fullft_assets.tasks.heads import fit_on_states
 from fullft_assets.training import ranks, regularization, sharding
 from fullft_assets.training.feed import Feed
 from fullft_assets.training.recipe import MAX_IMPORTANCE_TEXTS, MOST_HEAD_ROWS, Prepared, Recipe
@@ -196,7 +196,6 @@ class Encoder(Recipe):
         )
 
     def _embeddings_of_base(self, chunks: Chunks, alike: PreTrainedModel) -> np.ndarray:
-        """Return those of the base model, computed and shared as those of another model."""
         computed_in = precision.of_scores(alike)
         if computed_in not in self._embeddings:
             parts = "fsdp2" if next(alike.parameters()).device.type == device().type else "fsdp2_offload"

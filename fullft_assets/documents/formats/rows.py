@@ -140,6 +140,8 @@ def _turn(turn: Any, subject: str) -> Message:
     if role is None:
         raise Malformed(f"{subject} has no known role")
     content = turn["content"] if "content" in turn else turn.get("value")
+    if content is None and role != "assistant":
+        raise Malformed(f"{subject} has no content")
     message: Message = {"role": role, "content": "" if content is None else _turn_text(content, subject)}
     extras = {
         "reasoning": _turn_text(_first(turn, _REASONING) or "", subject),
@@ -356,9 +358,13 @@ def content_of(record: dict[str, Any], settings: RowSettings, field: str) -> Row
         return {"messages": messages, "text": text_of(messages)}
     if isinstance((text := value_of(record, field)), str):
         return {"text": text}
-    if text is not None:
-        return {"problem": f"field `{field}` is not text"}
-    return {} if has_field(record, field) else {"problem": f"no field `{field}`"}
+    return (
+        {"problem": f"field `{field}` is not text"}
+        if text is not None
+        else {}
+        if has_field(record, field)
+        else {"problem": f"no field `{field}`"}
+    )
 
 
 def _with_path(record: dict[str, Any], field: str | None) -> dict[str, Any]:

@@ -65,9 +65,13 @@ class Predictions:
     def weigh(self, tables: Iterable[np.ndarray]) -> tuple[np.ndarray, ...]:
         """Return tables [n] or [n, k] as floats, each row times its weight."""
         floats = (np.asarray(table, np.float64) for table in tables)
-        if self.weights is None:
-            return tuple(floats)
-        return tuple(table * (self.weights if table.ndim == 1 else self.weights[:, None]) for table in floats)
+        return (
+            tuple(floats)
+            if self.weights is None
+            else tuple(
+                table * (self.weights if table.ndim == 1 else self.weights[:, None]) for table in floats
+            )
+        )
 
     def take(self, rows: np.ndarray) -> Self:
         """Return the predictions of the rows at these positions; a position may occur more than once."""

@@ -291,7 +291,6 @@ def _write_scale(
 
 
 def _incoming_texts(store: Store, snapshot: Manifest, name: SplitName) -> tuple[list[str], list[str]]:
-    """Return what came in of each row of a split, and the rows' groups."""
     split = load_split(store, snapshot, name, chunks=False)
     messages = load_values(store, snapshot, name, "messages")
     texts = [incoming_text(text, messages[id_]) for id_, text in zip(split.ids, split.texts, strict=True)]

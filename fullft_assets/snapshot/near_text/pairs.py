@@ -538,7 +538,6 @@ def _count_shared(pairs: np.ndarray, hashes: np.ndarray, sizes: np.ndarray) -> n
 
 
 def _binary(values: np.ndarray) -> pa.Array:
-    """Return bytes [n, width] as a column of Arrow."""
     return pa.FixedSizeBinaryArray.from_buffers(
         pa.binary(values.shape[1]), len(values), [None, pa.py_buffer(np.ascontiguousarray(values))]
     )

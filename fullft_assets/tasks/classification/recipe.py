@@ -38,8 +38,8 @@ from fullft_assets.progress import Listener
 from fullft_assets.settings import TrainingSettings
 from fullft_assets.snapshot import Split
 from fullft_assets.tasks.classification import assessment
-from fullft_assets.tasks.classification.baselines import mean_log_loss
 from fullft_assets.tasks.encoder import Encoder
+from fullft_assets.tasks.heads import mean_log_loss
 from fullft_assets.training.feed import Feed
 from fullft_assets.training.recipe import MOST_HEAD_ROWS, Prepared
 
