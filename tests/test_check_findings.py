@@ -105,9 +105,19 @@ def test_a_field_that_few_rows_have_is_an_error_with_the_near_one(
             {"label": "kind"},
             "examples.label: none of 30 rows read has a `kind`; did you mean `payload.meta.kind`?",
         ),
+        (
+            {"text": "payload.body"},
+            {"label": "payload.meta.kind", "labels": ["Notice", "verison"]},
+            "; add them, or correct them",
+        ),
+        (
+            {"text": "payload.body"},
+            {"label": "payload.meta.kind", "task": "token_classification"},
+            "field `payload.meta.kind` is of type str where a list of spans is expected",
+        ),
     ],
 )
-def test_a_field_inside_of_another_is_suggested_by_its_path(
+def test_fields_and_labels_that_the_rows_do_not_have_are_named(
     tmp_path: Path, documents: dict[str, Any], chosen: dict[str, Any], problem: str
 ) -> None:
     rows = [

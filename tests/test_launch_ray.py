@@ -80,7 +80,6 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 @pytest.fixture
 def section(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """The section of a YAML that leads to the cluster."""
     monkeypatch.setattr(driver, "RETRY_SECONDS", 0.0)
     monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)
     return {

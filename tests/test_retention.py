@@ -88,7 +88,6 @@ class Kept(classification.Lab):
 
     @property
     def whole(self) -> set[str]:
-        """Refs of the artifacts that have all their files."""
         made = [made for stage in self.store.names(CASE) for made in self.store.artifacts(CASE, stage)]
         return {each.ref for each in made if self.store.find(CASE, each.stage, each.key) is not None}
 

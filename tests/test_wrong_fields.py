@@ -174,6 +174,8 @@ def test_labels_in_lists_and_spans_are_trimmed_and_listed(tmp_path: Path, task: 
     ]
     examined = read(tmp_path, delivered, labels=["akut", "ruhig"], task=task)
     assert (set(examined.label_counts), len(examined.quarantined)) == ({"akut"}, 2)
+    why = str(red(read(tmp_path / "other", delivered, labels=["ruhig", "c"], task=task)))
+    assert "unknown label (`AKUT` 4" in why and "; examples.labels has ruhig, c)" in why
 
 
 def test_votes_on_one_label_in_two_spellings_agree(tmp_path: Path):

@@ -48,15 +48,23 @@ def field_problems(sample: list[Sampled], settings: UseCaseSettings) -> Iterator
     rows = [row for row in sample if row.record]
     if rows:
         yield from _lacking(_field_settings(settings, rows), rows, settings)
-    names = settings.examples.labels or []
-    strange = [row for row in rows if names and not set(labels_of(row, settings.examples)) <= set(names)]
+    names = {name.casefold() for name in settings.examples.labels or []}
+    strange = [
+        row
+        for row in rows
+        if names and not {label.casefold() for label in labels_of(row, settings.examples)} <= names
+    ]
     if len(strange) > settings.examples.max_quarantined_share * len(rows):
-        labels = (label for row in strange for label in labels_of(row, settings.examples))
+        labels = Counter(
+            label
+            for row in strange
+            for label in labels_of(row, settings.examples)
+            if label.casefold() not in names
+        )
         yield (
             ("examples", "labels"),
             f"{len(strange):,} of {len(rows):,} rows read ({_locations(strange)}) have other labels:"
-            f" {_counted(Counter(label for label in labels if label not in names))}; add them, or correct"
-            " them",
+            f" {_counted(labels)}; add them, or correct them",
         )
 
 
