@@ -76,7 +76,9 @@ class Batches:
         taken = self.store.load(taken.ref)
         splits = [snapshot.load_split(self.store, taken, name) for name in SPLITS]
         return {
-            id_: (text, cut) for s in splits for id_, text, cut in zip(s.ids, s.texts, s.chunks, strict=True)
+            id_: (text, [list(chunk) for chunk in cut])
+            for s in splits
+            for id_, text, cut in zip(s.ids, s.texts, s.chunks, strict=True)
         }
 
     def ids(self, stage: str, file: str) -> set[str]:
