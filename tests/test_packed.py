@@ -98,7 +98,7 @@ def documents(data: Training) -> Split:
     count = len(data.chunks)
     marks = None if data.marks is None else [[chunk] for chunk in data.marks]
     return Split(
-        ["a"] * count,
+        [str(number) for number in range(count)],
         [""] * count,
         np.zeros(count),
         ["a"] * count,
