@@ -590,6 +590,10 @@ def test_a_champion_that_was_rolled_back_does_not_return_by_itself(lab, first, s
     report = lab.report(second, evaluated(over_champion=gained(0.02)), "rb")
     lab.publish(report, second)
     release.rollback(lab.store, "demo", reason="worse", by="run")
+    assert [release.recorded_outcome(lab.store, "demo", each.ref).sentence for each in (second, first)] == [
+        "Promoted: every gate passed. Rolled back by hand (run): worse.",
+        "Promoted: every gate passed.",
+    ]
     outcome, _ = lab.publish(report, second)
     assert outcome.kind == "kept" and "was rolled back" in outcome.sentence
     assert release.read_champion(lab.store, "demo").checkpoint == first.ref
@@ -631,8 +635,11 @@ class TestWhatIsSaidOfARelease:
         assert release.read_champion(lab.store, "demo").checkpoint == second.ref
         # Its gates passed, and nothing of it says that it was promoted.
         assert read_verdict(lab.store.folder(old)).sentence == "Every gate passed."
-        texts = [path.read_text() for path in Path(lab.store.url).rglob("*") if path.is_file()]
-        assert [text for text in texts if first.ref in text and "Promoted: every gate passed" in text] == []
+        assert not any(
+            first.ref in (text := path.read_text()) and "Promoted: every gate passed" in text
+            for path in Path(lab.store.url).rglob("*")
+            if path.is_file()
+        )
 
     @pytest.mark.parametrize(
         ("killed_in", "outcome"), [("promote", "promoted"), ("_record_outcome", "already_champion")]

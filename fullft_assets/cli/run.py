@@ -323,10 +323,11 @@ class Driver:
                 {tag["key"]: tag["value"] for tag in request["tags"]} for request in tick["runRequests"] or []
             ]
             # What the sensor asks for later, or leaves to a person, a person asks for now.
-            graph = CaseGraph(self.use_case)
             held_tags = [
                 {"dagster/partition": str(request.partition_key), **request.tags}
-                for request in automation.find_due(graph, self.instance, self.store, kind, job).held
+                for request in automation.find_due(
+                    CaseGraph(self.use_case), self.instance, self.store, kind, job
+                ).held
             ]
             requests = {
                 tags["dagster/partition"]: tags

@@ -92,9 +92,9 @@ def summary(use_case: UseCase, store: Store, total: float) -> list[str]:
     if report is not None:
         lines += _scores(store, use_case, report)
     for window, predictions in latest_by_partition(store, name, BATCH_PREDICTIONS).items():
-        rows = PredictionsMetadata.of(predictions).num_rows
         lines.append(
-            f"  predictions    {window}: {rows:,} documents in {store.folder(predictions) / PREDICTIONS}"
+            f"  predictions    {window}: {PredictionsMetadata.of(predictions).num_rows:,} documents in"
+            f" {store.folder(predictions) / PREDICTIONS}"
         )
     for window, drift in latest_by_partition(store, name, DRIFT_REPORT).items():
         verdict = DriftMetadata.of(drift)
@@ -108,9 +108,10 @@ def summary(use_case: UseCase, store: Store, total: float) -> list[str]:
         lines.append(f"  try it         {_command('fullft')} predict {name} 'some text'")
     hint = "" if (problem := problem_without("dagster_webserver")) is None else f" ({problem})"
     command = f"DAGSTER_HOME={os.environ['DAGSTER_HOME']} {_command('dg')} dev{hint}"
-    has_make = (use_case.project_root / "Makefile").is_file()
-    lines.append(f"  look at it     {'make ui' if has_make else command}")
-    return lines
+    return [
+        *lines,
+        f"  look at it     {'make ui' if (use_case.project_root / 'Makefile').is_file() else command}",
+    ]
 
 
 def _data(use_case: UseCase, store: Store) -> list[str]:

@@ -288,14 +288,21 @@ def promote_by_hand(
 
 def recorded_outcome(store: Store, case: str, checkpoint: str) -> ReleaseOutcome | None:
     """Return the last outcome of the release of a checkpoint (by its ref), without the champion, or None
-    before its first decision.
+    before its first decision; the sentence says if what it made the champion was rolled back since.
     """
     record = store.read_pointer(f"{case}/decisions/{checkpoint.split('/')[2]}")
+    if record is None or "outcome" not in record:
+        return None
+    refs = {checkpoint, record.get("ships", checkpoint)}
+    acts = [] if (state := read_state(store, case)) is None else state.interventions
+    newest = next((act for act in acts if refs & {act.before, act.after}), None)
+    is_undone = newest is not None and newest.action == "rollback" and newest.before in refs
     # A decision that an earlier release recorded has no `closed_by`.
-    return (
-        ReleaseOutcome(record["outcome"], record["sentence"], None, record.get("closed_by"))
-        if record is not None and "outcome" in record
-        else None
+    return ReleaseOutcome(
+        record["outcome"],
+        record["sentence"] + (f" {newest.sentence}." if newest and is_undone else ""),
+        None,
+        record.get("closed_by"),
     )
 
 
@@ -366,8 +373,7 @@ def _candidate(
 
 
 def _newest_report_on(store: Store, checkpoint: Manifest) -> Manifest:
-    for ref in store.refs(checkpoint.case, EVALUATION_REPORT):
-        report = store.load(ref)
+    for report in map(store.load, store.refs(checkpoint.case, EVALUATION_REPORT)):
         if report.inputs[FINETUNED_CHECKPOINT] == checkpoint.content_digest:
             return report
     raise GateError(f"{checkpoint.ref} was never evaluated; materialise evaluation_report of it first")
@@ -379,8 +385,9 @@ def _fix_decision(store: Store, checkpoint: Manifest, report: Manifest) -> None:
         return
     _record_run(store, checkpoint, report)
     metadata = EvaluationMetadata.of(report)
-    fields = ("incumbent", "anchor", "seed_runs", "looks")
-    against: dict[str, Any] = {name: getattr(metadata, name) for name in fields}
+    against: dict[str, Any] = {
+        name: getattr(metadata, name) for name in ("incumbent", "anchor", "seed_runs", "looks")
+    }
     if metadata.ships is not None:
         against["ships"] = EvaluationMetadata.of(store.load(metadata.ships)).checkpoint
     store.write_pointer(
