@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from fullft_assets.snapshot import SnapshotMetadata
-from fullft_assets.snapshot.data_report import DataFacts, Example, ExcludedRows, render, to_page
+from fullft_assets.snapshot.data_report import DataFacts, Example, ExcludedRows, render, target_of, to_page
 from tests import prepared, project as projects
 
 pytestmark = pytest.mark.quick
@@ -80,6 +80,14 @@ def test_a_task_without_labels_shows_how_its_rows_are_packed() -> None:
     assert "what is trained: **the text itself**" in report and "some text" in report
 
 
+def test_a_span_is_shown_with_its_characters() -> None:
+    # So that spans which are all off by one are seen.
+    assert (
+        target_of({"spans": [{"label": "drug", "start": 5, "end": 12}]}, "take aspirin now", False)
+        == "drug [5:12] “aspirin”"
+    )
+
+
 HOSTILE = (
     "![t](http://host/x.png)",
     "<script>alert(1)</script>",
@@ -106,8 +114,17 @@ def page_of(name: str, **about: str) -> str:
         held_back={name: ["groups_are_given"]},
         to_do=[("groups_are_given", name)],
     )
-    options = {"max_tokens": 8, "max_chunks": None, "example": Example(name, name, [name])}
-    return to_page(render(found, [3], facts=facts, **options, **about))
+    return to_page(
+        render(
+            found,
+            [3],
+            max_tokens=8,
+            max_chunks=None,
+            facts=facts,
+            example=Example(name, name, [name]),
+            **about,
+        )
+    )
 
 
 @pytest.mark.parametrize("name", HOSTILE)
@@ -128,8 +145,10 @@ def test_a_page_fits_a_telephone_and_its_title_says_what_it_is_of(tmp_path) -> N
     (tmp_path / "report.html").write_text(page_of(LONG, case="my_letters", source=source))
     with chromium() as page:
         assert open_file(page, tmp_path / "report.html", 390) == []
-        title = re.sub(r"[-\d]+ [\d:]+ UTC", "NOW", page.title())
-    assert title == f"Data report of my_letters, NOW, of the documents in {source}"
+        assert (
+            re.sub(r"[-\d]+ [\d:]+ UTC", "NOW", page.title())
+            == f"Data report of my_letters, NOW, of the documents in {source}"
+        )
 
 
 @pytest.mark.heavy

@@ -316,9 +316,10 @@ class _Creation:
         )
         tokenizer = load_tokenization(self.use_case).tokenizer
         tokens = [tokenizer.id_to_token(i) or "" for i in chunks[0]]
+        [text] = _texts(location, batches)
         return data_report.Example(
-            text=_texts(location, batches)[0],
-            target=data_report.target_of(frozen.index.slice(number, 1).to_pylist()[0], has_messages),
+            text=text,
+            target=data_report.target_of(frozen.index.slice(number, 1).to_pylist()[0], text, has_messages),
             tokens=data_report.with_marks(tokens, marks[0]) if has_messages else tokens,
         )
 

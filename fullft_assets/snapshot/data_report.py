@@ -89,15 +89,20 @@ class Example:
     tokens: list[str]
 
 
-def target_of(row: Mapping[str, Any], has_messages: bool) -> str:
-    """Say what is trained on a row of the snapshot's index; in a conversation it is in `with_marks`."""
+def target_of(row: Mapping[str, Any], text: str, has_messages: bool) -> str:
+    """Say what is trained on a row of the snapshot's index and its text; in a conversation it is in
+    `with_marks`.
+    """
     if "label" in row:
         return row["label"]
     if "labels" in row:
         return ", ".join(row["labels"] or []) or "no label"
     if "spans" in row:
         return (
-            ", ".join(f"{span['label']} [{span['start']}:{span['end']}]" for span in row["spans"] or [])
+            ", ".join(
+                f"{span['label']} [{span['start']}:{span['end']}] “{text[span['start'] : span['end']]}”"
+                for span in row["spans"] or []
+            )
             or "no span"
         )
     return "the tokens in ⟦ ⟧" if has_messages else "the text itself"
@@ -110,12 +115,11 @@ def with_marks(tokens: Sequence[str], marks: Sequence[int]) -> list[str]:
         tokens: as text.
         marks: aligned with them, 1 where one is trained.
     """
-    marked = [
+    return [
         f"{'⟦' if mark > before else ''}{token}{'⟧' if mark > after else ''}"
         for token, before, mark, after in zip(tokens, [0, *marks], marks, [*marks[1:], 0], strict=False)
-    ]
-    # Some tokens before the first trained one.
-    return marked[max(0, [*marks, 1].index(1) - 40) :]
+        # Some tokens before the first trained one.
+    ][max(0, [*marks, 1].index(1) - 40) :]
 
 
 def length_metadata(num_tokens: Sequence[int] | np.ndarray, max_tokens: int) -> dict[str, Any]:
