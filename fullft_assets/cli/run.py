@@ -214,7 +214,7 @@ def drive(
     if not ok:
         print(
             f"\nAt least one run failed: its line above gives the reason; all events are in {log} and in"
-            " the UI.",
+            " the UI. The same command makes what is missing, and a training goes on at its last checkpoint.",
             file=sys.stderr,
         )
     return 0 if ok else 1
