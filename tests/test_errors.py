@@ -96,8 +96,7 @@ def test_a_secret_reaches_neither_a_log_nor_a_file(
 
 def assert_one_line(done: subprocess.CompletedProcess[str], line: str) -> None:
     """The command ended with this line alone."""
-    assert done.returncode == 1
-    assert done.stderr == line + "\n"
+    assert done.returncode == 1 and done.stderr == line + "\n"
     assert done.stdout == ""
 
 

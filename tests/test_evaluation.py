@@ -36,8 +36,7 @@ def test_the_table_of_labels_equals_sklearn(pairs):
 def test_calibration_error_of_known_bins():
     labels = np.array([0] * 8 + [1] * 2 + [0] * 5 + [1] * 5)
     # Ten rows at 0.88 of which 8 are right, ten at 0.52 of which 5 are right.
-    probabilities = np.array([[0.88, 0.12]] * 10 + [[0.52, 0.48]] * 10)
-    bins = evaluation.reliability(labels, probabilities)
+    bins = evaluation.reliability(labels, np.array([[0.88, 0.12]] * 10 + [[0.52, 0.48]] * 10))
     assert [(b.num_rows, round(b.confidence, 6), b.accuracy) for b in bins] == [
         (10, 0.52, 0.5),
         (10, 0.88, 0.8),

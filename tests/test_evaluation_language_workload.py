@@ -217,8 +217,7 @@ def test_what_each_system_answers_is_stored_and_scored(
     assert "Answers against the held-out ones" in page and "ROUGE-L" in page
     monkeypatch.setattr(scoring, "MAX_ANSWER_TOKENS", 30)
     stored = lab.read(lab.evaluate(learned, learned, key="few", evaluation={"generated_answers": 5})).answers
-    assert stored.num_answers == 5
-    assert stored.num_groups == 5
+    assert stored.num_answers == 5 and stored.num_groups == 5
     assert stored.gains["chrf"]["champion"].estimate == 0
     none = lab.evaluate(learned, key="none", evaluation={"generated_answers": 0})
     assert lab.read(none).answers is None and "answers.jsonl" not in none.files
@@ -226,8 +225,7 @@ def test_what_each_system_answers_is_stored_and_scored(
 
 def test_a_model_that_has_learned_beats_its_base_and_is_promoted(lab: Lab, report: Manifest) -> None:
     found = report.metadata
-    assert found["promote"]
-    assert found["justified"]
+    assert found["promote"] and found["justified"]
     assert found["best_baseline"] == "base_model"
     assert found["token_probability"] > 2 * found["scores"]["base_model"]["token_probability"]
     assert (

@@ -153,8 +153,7 @@ def test_lost_answers_neither_fail_a_run_nor_start_a_second_job(run, store, lost
     backend = Backend(store, [DONE])
     # Submission, look, output: the answer is lost, and what was asked for has happened.
     backend.lost = lost
-    assert run(backend) is None
-    assert backend.calls.count("submit") == 1
+    assert run(backend) is None and backend.calls.count("submit") == 1
     assert recorded(store).attempt == 1
 
 
@@ -205,8 +204,7 @@ def test_a_job_that_another_run_has_recorded_is_waited_for_and_submitted_once(
     backend.jobs.clear()  # as if the first run were between its record and its submission
     monkeypatch.setattr(driver, "_is_active", lambda instance, run_id: True)
     monkeypatch.setattr(driver.time, "sleep", lambda _: backend.jobs.update(submitted))
-    assert run(backend) is None
-    assert backend.calls.count("submit") == 1
+    assert run(backend) is None and backend.calls.count("submit") == 1
     assert recorded(store).state == "succeeded"
 
 

@@ -395,8 +395,7 @@ class TestStatus:
     @pytest.mark.fault("memory runs out", "ecs")
     def test_a_task_without_last_words_is_classified_by_why_it_stopped(self, code, reason, said, failure):
         found = self.of(stopCode=code, stoppedReason=reason, container={"reason": said})
-        assert found.state == "failed"
-        assert found.failure == failure
+        assert found.state == "failed" and found.failure == failure
         assert "\n" not in found.reason
 
     def test_one_empty_look_is_no_end(self, monkeypatch):

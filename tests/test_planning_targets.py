@@ -241,8 +241,7 @@ def test_hours_and_costs_follow_from_the_work() -> None:
     assert parts.pilot == pytest.approx(0.5, rel=0.001)
     assert parts.year == pytest.approx(4 * parts.first)
     plan = plans(settings)["p5.4xlarge"]
-    assert plan.hours is not None
-    assert plan.usd is not None
+    assert plan.hours is not None and plan.usd is not None
     assert plan.year_usd is not None
     fast = WORK.flops / (0.45 * 989e12) / 3600
     assert plan.hours == pytest.approx((fast, 3 * fast))

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import dagster as dg
 import pytest
@@ -22,6 +23,7 @@ from fullft_assets.resources.champion import load_champion
 from fullft_assets.settings import UseCaseSettings
 from fullft_assets.settings.use_case import UseCase
 from fullft_assets.store import Manifest, Store
+from fullft_assets.tasks.language.scoring import Writer
 from tests import manifests, project as projects, small_language_model
 from tests.checkpoint_metadata import checkpoint_metadata
 from tests.prepared import write_tiny_model
@@ -151,6 +153,32 @@ def test_the_champion_of_each_task_answers_without_the_yaml(tmp_path: Path, task
     assert (found.path / "config.json").is_file() and found.labels == LABELS
     with pytest.raises(DataError, match="list of texts"):
         found.predict(TEXTS[0])
+
+
+def test_a_conversation_in_any_form_is_answered_up_to_its_last_question(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    use_case, store = crowned(tmp_path, "sft")
+    turns = [{"role": role, "content": role * 3} for role in ("user", "assistant", "user")]
+    rows = [
+        {"messages": turns},
+        {"conversations": [{"from": turn["role"], "value": turn["content"]} for turn in turns]},
+        {"messages": [*turns, {"role": "assistant", "content": "known"}]},
+        {"instruction": turns[0]["content"], "text": "the whole", "output": "known"},
+        {"instruction": turns[0]["content"]},
+        {"text": turns[0]["content"]},
+        {"messages": [{"role": "nobody", "content": "?"}]},
+        {"messages": [turns[1]]},
+    ]
+    path = projects.write_rows(tmp_path / "chats.jsonl", rows)
+    with patch.object(Writer, "write", autospec=True, side_effect=Writer.write) as write:
+        assert predict_file(use_case, store, path, None, 8) == 2
+        champion("demo", str(tmp_path / "store")).predict([turns], 8)
+    assert [call.args[1] for call in write.call_args_list] == [*[turns] * 3, *[turns[:1]] * 3, turns]
+    said = capsys.readouterr()
+    assert [json.loads(line)["row"] for line in said.out.splitlines()] == [1, 2, 3, 4, 5, 6]
+    assert f"{path}:7: turn 1 of field `messages` has no known role" in said.err
+    assert f"{path}:8: the text is empty" in said.err
 
 
 def jsonl(path: Path) -> Path:

@@ -38,8 +38,7 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
 
 def test_what_is_measured_on_is_never_replayed(case: Prepared) -> None:
     measured, trained = general.load(case.store, case.snapshot), replayed(case, case.snapshot)
-    assert len(measured.texts) > 10
-    assert len(trained) > 5
+    assert len(measured.texts) > 10 and len(trained) > 5
     assert not set(measured.texts) & set(trained)
     assert not Screen(measured.texts).is_near(trained).any()
     num_tokens = sum(len(chunk) for document in measured.chunks for chunk in document)
@@ -65,8 +64,7 @@ def test_a_near_duplicate_of_it_is_not_replayed_either(case: Prepared, tmp_path:
     )
     made = general.draw_replay(case.store, use_case, 4_000, [], [], measured)
     drawn = set(general.texts_by_hash(case.store, made).values())
-    assert drawn
-    assert not drawn & set(copies)
+    assert drawn and not drawn & set(copies)
     assert made.metadata["num_near_general"] > 0
     assert set(
         general.texts_by_hash(case.store, general.draw_replay(case.store, use_case, 4_000, [])).values()
@@ -89,8 +87,7 @@ def test_rows_of_the_task_are_not_measured_on(tmp_path: Path) -> None:
     )
     measured = set(general.load(case.store, case.snapshot).texts)
     of_task = {text for name in ("train", "validation", "test") for text in case.split(name).texts}
-    assert len(of_task) > 40
-    assert measured == set(texts)
+    assert len(of_task) > 40 and measured == set(texts)
     assert not measured & of_task
 
 

@@ -146,8 +146,7 @@ class TestOwnership:
 
             def distance(n: int, t: int = t) -> float:
                 left = t - begins[n] if n else np.inf
-                right = begins[n] + lengths[n] - 1 - t if n < len(lengths) - 1 else np.inf
-                return min(left, right)
+                return min(left, begins[n] + lengths[n] - 1 - t if n < len(lengths) - 1 else np.inf)
 
             assert distance(owner) == max(
                 distance(n) for n, begin in enumerate(begins) if 0 <= t - begin < lengths[n]

@@ -131,9 +131,8 @@ def something_came(graph: CaseGraph) -> dg.AutomationCondition:
     predictions, which is one of before the first champion.
     """
     # A champion that another Dagster made is known by what it predicts here.
-    shows_champion = dg.AssetSelection.assets(graph.key(CHAMPION_MODEL), graph.key(BATCH_PREDICTIONS))
     has_champion = dg.AutomationCondition.any_deps_match(~dg.AutomationCondition.missing()).allow(
-        shows_champion
+        dg.AssetSelection.assets(graph.key(CHAMPION_MODEL), graph.key(BATCH_PREDICTIONS))
     )
     is_updated = dg.AutomationCondition.any_deps_updated()
     # What changes in the minute after a request may be too late for its run, and what is measured in the

@@ -344,8 +344,7 @@ def candidates(
         fields: the values of each row, by field; None: it has none.
     """
     # The snapshot keeps one of equal texts.
-    first_rows = {text: row for row, text in reversed(list(enumerate(texts)))}
-    rows = sorted(first_rows.values())[:_MOST_ROWS]
+    rows = sorted({text: row for row, text in reversed(list(enumerate(texts)))}.values())[:_MOST_ROWS]
     codes_of = {
         name: codes
         for name, values in fields.items()

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fullft_assets.conversations import text_of
 from fullft_assets.documents.formats import Delivered, Record, Unreadable, name_of_format
-from fullft_assets.documents.formats.rows import value_of
+from fullft_assets.documents.formats.rows import Malformed, Message, messages_of, value_of
 from fullft_assets.documents.reading import FileReader
 from fullft_assets.errors import DataError, FullftError
 from fullft_assets.resources.champion import load_champion
@@ -27,12 +28,12 @@ _SHOWN_ROWS = 10
 
 @dataclass(frozen=True)
 class _Row:
-    """One text of a file: the number of its line, and its id if it has one. `problem` is why there is no
-    text.
+    """One text of a file, or conversation without its last answer: the number of its line, and its id if it
+    has one. `problem` is why there is no text.
     """
 
     number: int
-    text: str = ""
+    text: str | list[Message] = ""
     id: str | None = None
     problem: str | None = None
 
@@ -89,8 +90,8 @@ def predict_file(use_case: UseCase, store: Store, path: Path, out: Path | None, 
 
 
 def read_texts(path: Path, settings: UseCaseSettings) -> Iterator[_Row]:
-    """Yield the rows of a file: of JSON lines or CSV the field `documents.text` (and `documents.id`), else
-    each line that is not blank.
+    """Yield the rows of a file: of JSON lines or CSV the field `documents.text` (and `documents.id`; chats in
+    any form that is delivered), else each line that is not blank.
 
     Raises:
         DataError: the file cannot be read.
@@ -106,7 +107,7 @@ def read_texts(path: Path, settings: UseCaseSettings) -> Iterator[_Row]:
         if format_name in _OF_RECORDS:
             with FileReader(documents, settings.examples, all_fields=True) as reader:
                 records, _ = reader.read(Delivered(path, path.name), lambda records, *_: list(records))
-            rows = [_row(number, record, documents) for number, record in records]
+            rows = [_row(number, record, settings) for number, record in records]
         else:
             with Delivered(path, path.name).text() as lines:
                 rows = [
@@ -122,19 +123,24 @@ def read_texts(path: Path, settings: UseCaseSettings) -> Iterator[_Row]:
     )
 
 
-def _row(number: int, record: Record, documents: DocumentsSettings) -> _Row:
+def _row(number: int, record: Record, settings: UseCaseSettings) -> _Row:
     if isinstance(record, str):
         return _Row(number, problem=record)
-    field = _text_field(documents)
-    text = value_of(record, field)
-    document_id = value_of(record, documents.id)
-    if not isinstance(text, str):
-        return _Row(
-            number,
-            problem=f"a conversation in the field `{field}`; only a text, what one user says, is predicted"
-            if isinstance(text, list)
-            else f"no text in the field `{field}` (documents.text)",
-        )
+    field = _text_field(settings.documents)
+    text: Any = value_of(record, field)
+    document_id = value_of(record, settings.documents.id)
+    if task_of(settings.examples).has_messages:
+        try:
+            # Each form of a question has an answer; here it is to come.
+            messages = messages_of({"response": "", **record, field: text}, settings.documents.text)
+            while messages and messages[-1]["role"] == "assistant":
+                messages.pop()
+            text = messages
+        except Malformed as error:
+            if not isinstance(text, str):
+                return _Row(number, problem=str(error))
+    elif not isinstance(text, str):
+        return _Row(number, problem=f"no text in the field `{field}` (documents.text)")
     return _Row(number, text, None if document_id is None else str(document_id))
 
 
@@ -142,13 +148,16 @@ def _text_field(documents: DocumentsSettings) -> str:
     return documents.text or "text"
 
 
-def _is_empty(text: str) -> bool:
+def _is_empty(text: str | list[Message]) -> bool:
     """Return whether nothing of a text can be seen: a zero-width space is no text either."""
-    return not any(character.isprintable() and not character.isspace() for character in text)
+    return not any(
+        character.isprintable() and not character.isspace()
+        for character in (text if isinstance(text, str) else text_of(text))
+    )
 
 
 def _predictions(
-    use_case: UseCase, store: Store, texts: Sequence[str], max_new_tokens: int
+    use_case: UseCase, store: Store, texts: Sequence[str | list[Message]], max_new_tokens: int
 ) -> Iterator[dict[str, Any]]:
     # A reader of predictions has no use for the bars of the library that loads the weights.
     from transformers.utils.logging import disable_progress_bar

@@ -166,10 +166,9 @@ def _score(metric: Metric, samples: _Samples, effective_groups: float, confidenc
 
 
 def _gain(reference: _Samples, other_samples: _Samples, effective_groups: float, confidence: float) -> Gain:
-    error = float((reference.draws - other_samples.draws).std(ddof=1))
     return Gain.of(
         reference.estimate - other_samples.estimate,
-        error,
+        float((reference.draws - other_samples.draws).std(ddof=1)),
         max(effective_groups - 1, _MIN_DEGREES_OF_FREEDOM),
         confidence,
         reference.moved_from(other_samples),

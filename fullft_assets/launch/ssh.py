@@ -55,8 +55,7 @@ class SshLauncher(Launcher):
     def place(self) -> str:
         options = self.settings.options
         user = f"{options['User']}@" if "User" in options else ""
-        port = f":{options['Port']}" if "Port" in options else ""
-        return f"{user}{self.settings.host}{port}"
+        return f"{user}{self.settings.host}" + (f":{options['Port']}" if "Port" in options else "")
 
     def submit(self, spec: LaunchSpec) -> None:
         self._ask(

@@ -259,11 +259,10 @@ _ISSUED_CARDS = (
 
 
 def _is_card(number: str) -> bool:
-    is_issued = any(
+    return identifiers.is_luhn(number) and any(
         first <= number[: len(first)] <= last and len(number) in lengths
         for first, last, lengths in _ISSUED_CARDS
     )
-    return is_issued and identifiers.is_luhn(number)
 
 
 def _check_ipv4(match: re.Match[str]) -> Span | None:
@@ -299,8 +298,10 @@ def _check_ipv6(match: re.Match[str]) -> Span | None:
 
 
 def _may_be_called(number: str) -> bool:
-    is_day = re.fullmatch(r"(?:19|20)[0-9]{2}[-/.][0-9]{1,2}[-/.][0-9]{1,2}", number)
-    return 7 <= len(digits_of(number)) <= 15 and not is_day
+    # A day is no number.
+    return 7 <= len(digits_of(number)) <= 15 and not re.fullmatch(
+        r"(?:19|20)[0-9]{2}[-/.][0-9]{1,2}[-/.][0-9]{1,2}", number
+    )
 
 
 def _check_called(match: re.Match[str]) -> Span | None:

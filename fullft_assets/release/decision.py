@@ -232,8 +232,7 @@ def publish(
 
     def allowed(state: ReleaseState | None) -> bool:
         nonlocal outcome
-        outcome = decide(state)
-        return outcome.kind != "kept"
+        return (outcome := decide(state)).kind != "kept"
 
     outcome = decide(read_state(store, use_case.name))
     manifest = None

@@ -36,17 +36,17 @@ class LoadedChampion:
     settings: UseCaseSettings
     opened: Callable[[], Any]
 
-    def predict(self, texts: Iterable[str], max_new_tokens: int = 100) -> list[dict[str, Any]]:
+    def predict(self, texts: Iterable[Any], max_new_tokens: int = 100) -> list[dict[str, Any]]:
         """Return the champion's prediction for each text, in the form that `fullft predict --file` writes;
         each call loads the model once.
 
         Args:
-            texts: not empty.
+            texts: not empty; for a model that chats also lists of messages, each with `role` and `content`.
             max_new_tokens: maximum number of tokens that a language model writes.
         """
         return list(self.each(texts, max_new_tokens))
 
-    def each(self, texts: Iterable[str], max_new_tokens: int) -> Iterator[dict[str, Any]]:
+    def each(self, texts: Iterable[Any], max_new_tokens: int) -> Iterator[dict[str, Any]]:
         """Yield the predictions that `predict` returns, one by one."""
         if isinstance(texts, str):
             raise DataError("predict takes a list of texts, not one text: [text]")

@@ -334,8 +334,7 @@ def _seed_runs(store: Store, inputs: Mapping[str, Manifest]) -> dict[str, list[E
     evaluations: dict[str, list[Evaluation]] = defaultdict(list)
     for name, manifest in inputs.items():
         if name.startswith(SEED_RUN):
-            recipe = recipe_digest(store.load(EvaluationMetadata.of(manifest).checkpoint))
-            evaluations[recipe].append(
+            evaluations[recipe_digest(store.load(EvaluationMetadata.of(manifest).checkpoint))].append(
                 read_evaluation((store.folder(manifest) / EVALUATION_FILE).read_bytes())
             )
     return evaluations

@@ -61,8 +61,8 @@ class Sft(NextToken):
     has_messages = True
     answer_metrics = ("exact_match", "rouge_l", "chrf")
 
-    def _write(self, writer: Any, text: str) -> str:
-        return writer.write([{"role": "user", "content": text}])
+    def _write(self, writer: Any, text: Any) -> str:
+        return writer.write([{"role": "user", "content": text}] if isinstance(text, str) else text)
 
 
 class LanguageModeling(NextToken):

@@ -287,8 +287,7 @@ def find_spans(
 
 
 def _labels_of(model: PreTrainedModel) -> list[str]:
-    names: dict[Any, str] = dict(model.config.id2label or {})
-    return labels_of_tags([names[i] for i in range(len(names))])
+    return labels_of_tags([name for _, name in sorted(dict(model.config.id2label or {}).items())])
 
 
 def evaluate(context: EvaluationContext, test: Split) -> EvaluationResult:
