@@ -55,18 +55,18 @@ class LogisticHead:
             validation: features and labels of rows to choose on.
             options: of `fit`.
         """
-        sample = slice(0, _MOST_ROWS_TO_CHOOSE)
         validation_features, truth = validation
-        losses = [
-            mean_log_loss(
-                truth,
-                cls.fit(features[sample], labels[sample], num_labels, C=C, **options).probabilities(
-                    validation_features
-                ),
-            )
-            for C in strengths
-        ]
-        return cls.fit(features, labels, num_labels, C=strengths[int(np.argmin(losses))], **options)
+        sample = (features[:_MOST_ROWS_TO_CHOOSE], labels[:_MOST_ROWS_TO_CHOOSE], num_labels)
+        # One after the other: with many labels and features a head is large.
+        best, C = min(
+            ((cls.fit(*sample, C=C, **options), C) for C in strengths),
+            key=lambda fitted: mean_log_loss(truth, fitted[0].probabilities(validation_features)),
+        )
+        return (
+            best
+            if len(labels) <= _MOST_ROWS_TO_CHOOSE
+            else cls.fit(features, labels, num_labels, C=C, **options)
+        )
 
     @classmethod
     def fit(
