@@ -512,6 +512,7 @@ class TestSensor:
             and "quarantined_share_is_bounded" in body["title"]
         )
 
+    @pytest.mark.parametrize("op", [works, fails])
     @pytest.mark.parametrize(
         ("statuses", "keys"),
         [
@@ -523,13 +524,14 @@ class TestSensor:
             (("warming_up", "warming_up", "ok"), ["drift/novel/"]),
         ],
     )
-    def test_a_window_is_sent_once_until_one_is_good(
+    def test_a_window_is_sent_once_until_one_is_good_however_its_run_ended(
         self,
         graph: CaseGraph,
         instance: dg.DagsterInstance,
         hook: Hook,
         statuses: tuple[Status, ...],
         keys: list[str],
+        op: Any,
     ) -> None:
         for number, status in enumerate(statuses):
             partition = f"w{number}"
@@ -542,9 +544,9 @@ class TestSensor:
                 metadata=manifests.drift(status),
                 failed_check="window_matches_reference" if status != "ok" else "",
             )
-            self.run(graph, instance, "monitor", **{"dagster/partition": partition})
+            self.run(graph, instance, "monitor", op, **{"dagster/partition": partition})
             self.tick(graph, instance)
-        assert [body["key"] for body in hook.bodies] == keys
+        assert [body["key"] for body in hook.bodies if body["event"] != "run_failed"] == keys
 
     def test_a_damaged_manifest_is_sent_and_keeps_no_other_alert_back(
         self, graph: CaseGraph, instance: dg.DagsterInstance, hook: Hook, tmp_path: Path

@@ -184,7 +184,7 @@ def of_run(
     graph: CaseGraph, instance: dg.DagsterInstance, store: Store, record: dg.RunRecord
 ) -> Iterator[alerts.Alert]:
     """Yield the alerts of a finished run: that it failed for good, or the verdict of its stage; of a
-    cancelled one only that it holds its batch back.
+    cancelled one only that it holds its batch back, or what was found in its window.
     """
     run = record.dagster_run
     stage = run.job_name.removeprefix(f"{graph.name}_")
@@ -207,14 +207,6 @@ def of_run(
                     f"open the checks of {asset}",
                 )
                 return
-    if run.status == dg.DagsterRunStatus.FAILURE and not _is_tried_again(graph, instance, record):
-        yield alert(
-            "run_failed",
-            f"{_name(graph, record)} failed",
-            "open the run: its error is one line that says what to fix",
-        )
-    if run.status != dg.DagsterRunStatus.SUCCESS:
-        return
     if stage == "monitor" and partition is not None:
         window = latest(store, graph.name, DRIFT_REPORT, partition)
         status = None if window is None else DriftMetadata.of(window).status
@@ -240,6 +232,14 @@ def of_run(
                 "look at what delivers production documents",
                 f"feed_broken/{first or partition}",
             )
+    if run.status == dg.DagsterRunStatus.FAILURE and not _is_tried_again(graph, instance, record):
+        yield alert(
+            "run_failed",
+            f"{_name(graph, record)} failed",
+            "open the run: its error is one line that says what to fix",
+        )
+    if run.status != dg.DagsterRunStatus.SUCCESS:
+        return
     if stage == "end_orphans" and run.tags.get(STOPPED_TAG, "0") != "0":
         yield alert(
             "decision_needed",
