@@ -476,9 +476,11 @@ class TestSensor:
         self.tick(graph, instance, cursor)
         assert len(hook.bodies) == len(sent) + 1
 
-    @pytest.mark.parametrize("is_cancelled", [False, True])
+    @pytest.mark.parametrize(
+        ("job", "is_cancelled"), [("letters_ingest", False), ("letters_ingest", True), ("__ASSET_JOB", False)]
+    )
     def test_a_batch_that_a_red_check_holds_back_is_sent_once_however_its_run_ended(
-        self, graph: CaseGraph, instance: dg.DagsterInstance, hook: Hook, is_cancelled: bool
+        self, graph: CaseGraph, instance: dg.DagsterInstance, hook: Hook, job: str, is_cancelled: bool
     ) -> None:
         projects.Project(graph.use_case.project_root, graph.name).deliver(
             "unlabelled.jsonl", [{**row, "kind": None} for row in projects.licence_rows(40, skip=100)]
@@ -493,11 +495,21 @@ class TestSensor:
             "dagster/run_key": "k",
             "delivery/run_key": "k",
         }
+        # A run that is launched on the page of an asset has no tag of the use case.
+        is_by_hand = job.startswith("__")
         ran = (
             definitions(graph.use_case)
-            .resolve_job_def(f"{graph.name}_ingest")
+            .resolve_job_def(job)
             .execute_in_process(
-                instance=instance, partition_key=batch.name, raise_on_error=False, tags=by_itself
+                instance=instance,
+                partition_key=batch.name,
+                raise_on_error=False,
+                tags={} if is_by_hand else by_itself,
+                asset_selection=[
+                    graph.key(name) for name in ("raw_documents", "labeled_examples", "quarantined_examples")
+                ]
+                if is_by_hand
+                else None,
             )
         )
         assert not ran.success, "a blocking check makes its run fail"

@@ -305,8 +305,10 @@ class TestDeliverySensor:
             if is_asked_for:
                 assert tick.run_requests[0].run_key == f"{request.run_key}-1"
             else:
-                named = f"batch {request.partition_key} ({failure}): not started again by itself"
-                assert named in tick.skip_message
+                assert (
+                    f"batch {request.partition_key} ({failure}): not started again by itself"
+                    in tick.skip_message
+                )
         (held,) = find_due(bench.case, bench.instance, bench.store, "batch", "letters_ingest").held or [None]
         assert (held is None) == is_asked_for
 

@@ -29,7 +29,7 @@ from fullft_assets.assets.graph import CaseGraph
 from fullft_assets.automation.decision import ASSET, entries_since, windows_of
 from fullft_assets.automation.key_figures import key_figures
 from fullft_assets.automation.orphans import STOPPED_TAG
-from fullft_assets.automation.runs import EVIDENCE_TAG, RETRY_TAG, failure_of, is_asked_again
+from fullft_assets.automation.runs import EVIDENCE_TAG, RETRY_TAG, failure_of, is_asked_again, is_of_case
 from fullft_assets.automation.ticks import sensor
 from fullft_assets.errors import TRANSIENT, StoreError, without_message
 from fullft_assets.evaluation.metadata import EvaluationMetadata
@@ -88,7 +88,7 @@ def build_alert_sensor(graph: CaseGraph) -> list[dg.SensorDefinition]:
         except ValidationError:
             cursor = _Cursor(runs=now - _LOOK_BACK_SECONDS, decisions=now - _LOOK_BACK_SECONDS)
         with one_line_errors(store, graph.name):
-            runs = finished_runs(graph, context.instance, cursor.runs)
+            runs = finished_runs(context.instance, cursor.runs)
             entries = list(entries_since(store, graph.name, cursor.decisions))
             channels = alerts.open_channels(settings)
             delivery = alerts.deliver(
@@ -140,6 +140,7 @@ def _alerts_of(
                 of_run(graph, instance, store, record),
             )
             for record in runs
+            if is_of_case(record.dagster_run, graph.name)
         ),
         ("the retraining decisions", day, "automation", _of_decisions(graph, store, entries, now)),
         ("the feeds", day, "automation", _of_silence(graph, instance, store, now)),
@@ -164,16 +165,12 @@ def _alerts_of(
             )
 
 
-def finished_runs(graph: CaseGraph, instance: dg.DagsterInstance, since: float) -> Sequence[dg.RunRecord]:
-    """Return the runs of a use case that finished since a time (seconds since the epoch), oldest first."""
+def finished_runs(instance: dg.DagsterInstance, since: float) -> Sequence[dg.RunRecord]:
+    """Return the runs that finished since a time (seconds since the epoch), oldest first."""
     # One second back: runs that finished in the same moment as the last one seen are found, and the ledger
     # knows those that were sent.
     return instance.get_run_records(
-        dg.RunsFilter(
-            statuses=_FINISHED,
-            tags={"use_case": graph.name},
-            updated_after=datetime.fromtimestamp(since - 1, UTC),
-        ),
+        dg.RunsFilter(statuses=_FINISHED, updated_after=datetime.fromtimestamp(since - 1, UTC)),
         limit=_MAX_RUNS,
         order_by="update_timestamp",
         ascending=True,
@@ -195,7 +192,7 @@ def of_run(
         )
 
     partition = run.tags.get(_PARTITION_TAG)
-    if stage == "ingest" and partition is not None:
+    if partition is not None:
         # A red check makes its run fail, and the batch is done: no other run follows.
         for asset in (LABELED_EXAMPLES, TOKENIZED_CHUNKS):
             ref = made_by_run(instance, run.run_id, graph.key(asset), partition)

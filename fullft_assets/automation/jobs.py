@@ -34,7 +34,7 @@ from fullft_assets.assets.graph import CaseGraph
 from fullft_assets.assets.model import observation, shown
 from fullft_assets.assets.production import check_key
 from fullft_assets.automation.orphans import build_orphans_job
-from fullft_assets.automation.runs import IN_FLIGHT
+from fullft_assets.automation.runs import IN_FLIGHT, is_of_case
 from fullft_assets.errors import StoreError
 from fullft_assets.resources import one_line_errors, set_latest
 from fullft_assets.store import Store
@@ -86,10 +86,7 @@ def require_idle(
     """
     ended_runs = [] if since is None else instance.get_runs(dg.RunsFilter(updated_after=since))
     for run in [*instance.get_runs(dg.RunsFilter(statuses=IN_FLIGHT)), *ended_runs]:
-        is_ours = run.tags.get("use_case") == case or any(
-            key.path[0] == case for key in run.asset_selection or ()
-        )
-        if is_ours and run.run_id != but:
+        if is_of_case(run, case) and run.run_id != but:
             state = "is in progress" if run.status in IN_FLIGHT else "was in progress during the clean-up"
             raise StoreError(
                 f"{case}: run {run.run_id[:8]} ({run.job_name}) {state}; clean up when it has ended"

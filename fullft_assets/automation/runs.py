@@ -48,6 +48,11 @@ _OUTCOMES: dict[dg.DagsterRunStatus, Outcome] = {
 }
 
 
+def is_of_case(run: dg.DagsterRun, case: str) -> bool:
+    """Return whether a run is one of a use case's jobs, or of assets of it that were chosen by hand."""
+    return run.tags.get("use_case") == case or any(key.path[0] == case for key in run.asset_selection or ())
+
+
 def runs_in_flight(graph: CaseGraph, instance: dg.DagsterInstance) -> list[RunInFlight]:
     """Return the unfinished runs that train the case's model or freeze a snapshot of it, those of assets
     chosen by hand included, oldest first.

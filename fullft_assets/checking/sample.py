@@ -319,8 +319,10 @@ def suggested_group(use_case: UseCase) -> str | None:
         }
         for row in rows
     ]
-    names = dict.fromkeys(name for record in records for name in record)
-    fields = {name: [record.get(name) for record in records] for name in names}
+    fields = {
+        name: [record.get(name) for record in records]
+        for name in dict.fromkeys(name for record in records for name in record)
+    }
     labels = ["|".join(labels_of(row, examples)) for row in rows]
     for candidate in candidates([row.row["text"] for row in rows], labels, fields):
         return (

@@ -53,7 +53,15 @@ _ALLOWED_DIFFERENCE: dict[precisions.Precision, float] = {"fp32": 5e-3, "bf16": 
 _COMPARED_ELEMENTS = 2**12
 #: Tokens of a probed document, where a row has room for three of them.
 _DOCUMENT_TOKENS = 16
-require_names(PreTrainedModel, ("set_attn_implementation", "_can_set_attn_implementation"))
+require_names(
+    PreTrainedModel,
+    (
+        "set_attn_implementation",
+        "_can_set_attn_implementation",
+        "_keys_to_ignore_on_load_missing",
+        "_init_weights",
+    ),
+)
 
 
 def attend_apart(model: PreTrainedModel) -> None:

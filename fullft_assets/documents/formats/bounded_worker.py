@@ -69,8 +69,9 @@ def _messages(records: Iterator[Any], alarm: _Alarm) -> Iterator[list[Any]]:
         alarm.restart()
         message.append((number, record))
         if isinstance(record, dict):
-            values = record.values()
-            characters += sum(len(value) for value in values if isinstance(value, str | bytes | list))
+            characters += sum(
+                len(value) for value in record.values() if isinstance(value, str | bytes | list)
+            )
         # Records, and about so many characters of text, that one message has.
         if len(message) >= 1_024 or characters >= (2**20):
             yield message
