@@ -524,7 +524,7 @@ class TestSensor:
             and "quarantined_share_is_bounded" in body["title"]
         )
 
-    @pytest.mark.parametrize("op", [works, fails])
+    @pytest.mark.parametrize(("op", "is_by_hand"), [(works, False), (fails, False), (fails, True)])
     @pytest.mark.parametrize(
         ("statuses", "keys"),
         [
@@ -544,6 +544,7 @@ class TestSensor:
         statuses: tuple[Status, ...],
         keys: list[str],
         op: Any,
+        is_by_hand: bool,
     ) -> None:
         for number, status in enumerate(statuses):
             partition = f"w{number}"
@@ -556,7 +557,15 @@ class TestSensor:
                 metadata=manifests.drift(status),
                 failed_check="window_matches_reference" if status != "ok" else "",
             )
-            self.run(graph, instance, "monitor", op, **{"dagster/partition": partition})
+            tags = {"dagster/partition": partition}
+            if is_by_hand:  # on the page of the asset
+                asset = dg.asset(key=graph.key("drift_report"))(lambda: 1 / 0)
+                job = dg.Definitions(assets=[asset]).resolve_implicit_global_asset_job_def()
+                job.execute_in_process(
+                    instance=instance, raise_on_error=False, tags=tags, asset_selection=[asset.key]
+                )
+            else:
+                self.run(graph, instance, "monitor", op, **tags)
             self.tick(graph, instance)
         assert [body["key"] for body in hook.bodies if body["event"] != "run_failed"] == keys
 

@@ -586,7 +586,11 @@ class TestRetrainingSensor:
         release.rollback(bench.store, bench.name, reason="slower", by="run-1")
         assert drop() is None
 
-    def test_the_evaluation_leaves_the_snapshot_of_a_run_in_flight_alone(self, bench):
+    @pytest.mark.parametrize(
+        ("job", "selection"),
+        [("letters_model", None), ("__ASSET_JOB", frozenset({dg.AssetKey(["letters", "champion_model"])}))],
+    )
+    def test_the_evaluation_leaves_the_snapshot_of_a_run_in_flight_alone(self, bench, job, selection):
         bench.train()
         schedule = next(
             each
@@ -595,7 +599,7 @@ class TestRetrainingSensor:
         )
         with dg.build_schedule_context(instance=bench.instance, resources=bench.case.resources()) as context:
             assert isinstance(schedule(context), dg.RunRequest)
-            bench.add_run("letters_model")
+            bench.instance.add_run(dg.DagsterRun(job_name=job, status=STARTED, asset_selection=selection))
             assert isinstance(schedule(context), dg.SkipReason)
 
     def test_a_number_that_is_not_finite_is_one_line_and_no_action(self, bench):

@@ -74,6 +74,8 @@ def test_the_regression_is_that_of_the_strength_which_is_best_on_validation_rows
     models = [LogisticRegression(C=C, max_iter=1_000).fit(features, train.labels) for C in TFIDF_C]
     best = min(models, key=lambda model: log_loss(validation.labels, model.predict_proba(checked)))
     np.testing.assert_allclose(fitted.predict(validation), best.predict_proba(checked), atol=1e-4)
+    assert TFIDF_C == (1.0, 10.0, 100.0)
+    assert [each.analyzer for each in fitted.vectorizers] == ["word", "char_wb"]
 
 
 @pytest.mark.usefixtures("fp32")
@@ -85,12 +87,13 @@ def test_the_probe_reads_the_mean_of_all_tokens(prepared, fitted) -> None:
     np.testing.assert_allclose(fitted["frozen_probe"].predict(validation), softmax(scores, axis=1), atol=1e-5)
 
 
-def test_a_constant_feature_takes_no_part_in_the_probe() -> None:
+@pytest.mark.parametrize("constant", [[2], [0, 1, 2, 4]])
+def test_a_constant_feature_takes_no_part_in_the_probe(constant: list[int]) -> None:
     rng = np.random.default_rng(0)
     states, labels = rng.normal(size=(300, 6)).astype(np.float32), rng.integers(0, 3, 300)
-    states[:, 2] = 0.1 + 1e-9 * rng.normal(size=300)
+    states[:, constant] = 0.1 + 1e-8 * rng.normal(size=(300, len(constant)))
     head = fit_on_states(states, labels, 3, (states, labels), intercept=True)
-    assert np.abs(head.coefficients).max() < 100 and not head.coefficients[:, 2].any()
+    assert np.abs(head.coefficients).max() < 100 and not head.coefficients[:, constant].any()
 
 
 def test_unseen_words_and_empty_texts_get_an_answer(prepared, fitted) -> None:

@@ -56,8 +56,9 @@ def test_runs_at_the_same_time_have_gpus_of_their_own() -> None:
 
 
 def test_a_run_waits_until_all_that_it_needs_are_free_and_keeps_none_meanwhile(
-    capsys: pytest.CaptureFixture[str],
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("DAGSTER_HOME", "/srv/home")
     given: list[dict[str, str] | None] = []
 
     def wait_for_two() -> None:
@@ -73,8 +74,10 @@ def test_a_run_waits_until_all_that_it_needs_are_free_and_keeps_none_meanwhile(
                 assert third is not None and third[VISIBLE] == "GPU-c"
         waiting.result(60)
     assert given == [{VISIBLE: "GPU-b,GPU-c", NUM_GPUS: "3"}]
-    assert capsys.readouterr().out.startswith(
-        f"waiting until 2 of 3 GPUs are free; held by job {os.getpid()}"
+    held = f"job {os.getpid()} of /srv/home (`kill {os.getpid()}` ends it; a training keeps its checkpoint)"
+    assert capsys.readouterr().out.splitlines()[0] == (
+        f"waiting until 2 of 3 GPUs are free; held by {held}: wait, end it, or set FULLFT_CACHE to a folder of"
+        " this project's own to compute beside it"
     )
 
 

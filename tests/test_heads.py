@@ -15,6 +15,8 @@ from transformers import (
     AutoModelForSequenceClassification,
     DebertaV2Config,
     DebertaV2Model,
+    EuroBertConfig,
+    EuroBertModel,
     LlamaConfig,
     LlamaModel,
     ModernBertConfig,
@@ -48,6 +50,7 @@ ENCODERS: dict[str, Any] = {
     "roberta": lambda: RobertaModel(RobertaConfig(**SIZES, pad_token_id=0)),
     "deberta": lambda: DebertaV2Model(DebertaV2Config(**SIZES, pad_token_id=0)),
     "modernbert": lambda: ModernBertModel(ModernBertConfig(**SIZES, pad_token_id=0)),
+    "eurobert": lambda: EuroBertModel(EuroBertConfig(**SIZES, num_key_value_heads=2, pad_token_id=0)),
     "llama": lambda: LlamaModel(LlamaConfig(**SIZES, num_key_value_heads=2, pad_token_id=0)),
 }
 
@@ -181,9 +184,10 @@ def test_sentence_transformers_reads_what_is_saved(case: Prepared, tmp_path: Pat
     assert len(served.predict_fn({"inputs": texts}, parts)) == len(texts)
 
 
-def test_a_folder_that_pools_by_its_class_token_is_read_so(case: Prepared, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["roberta", "eurobert"])
+def test_a_folder_that_pools_by_its_class_token_is_read_so(name: str, case: Prepared, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    ENCODERS["roberta"]().save_pretrained(tmp_path)
+    ENCODERS[name]().save_pretrained(tmp_path)
     modules = [{"type": "sentence_transformers.models.Pooling", "path": "1_Pooling"}]
     write_files(
         tmp_path,
@@ -195,6 +199,8 @@ def test_a_folder_that_pools_by_its_class_token_is_read_so(case: Prepared, tmp_p
     model = inference.load_for_training(tmp_path, ["a", "b"], load=inference.load_new_classifier)
     windows = [[[5, 6, 7]]]
     state = model.base_model.eval()(torch.tensor(windows[0])).last_hidden_state[:, 0]
+    if name == "eurobert":  # its own classifier has another layer
+        state = model.activation(model.dense(state))
     np.testing.assert_allclose(
         inference.features_of_documents(model, windows), state.detach().numpy(), atol=1e-6
     )

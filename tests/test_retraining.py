@@ -145,12 +145,20 @@ class TestRules:
     @pytest.mark.parametrize(
         ("labels", "action"), [(99, "request_labels"), (100, "wait"), (299, "wait"), (300, "retrain")]
     )
-    @pytest.mark.parametrize("live", [{}, {"has_live_quality": False, "num_live_labels": 0}])
+    @pytest.mark.parametrize(
+        ("live", "said"),
+        [
+            ({}, "live_quality has not evaluated the"),
+            ({"has_live_quality": False}, "not shown to be worse on newer test rows"),
+            ({"has_live_quality": False, "score_drop": None}, "not evaluated on newer test rows yet"),
+        ],
+    )
     def test_a_drift_that_labels_do_not_confirm_needs_three_times_as_many(
-        self, labels: int, action: str, live: dict[str, object]
+        self, labels: int, action: str, live: dict[str, object], said: str
     ) -> None:
         drift = {"new": 500, "num_labels_since_drift": labels, **_windows("confirmed", "confirmed")}
-        assert _decide(num_drop_errors=1.6, **drift, **live).action == action
+        decision = _decide(num_drop_errors=1.6, **drift, **live)
+        assert decision.action == action and (said in str(decision.reasons)) == (100 <= labels < 300)
 
     @pytest.mark.parametrize(
         ("on_drift", "labels", "action", "learned"),

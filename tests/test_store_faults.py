@@ -50,3 +50,6 @@ def test_a_read_whose_answer_is_cut_is_repeated(
         proxy.spoilt.clear()
         store.download("a", tmp_path / "a")
         assert (tmp_path / "a").read_bytes() == content and proxy.injected["cut"] >= 4
+        assert store.names("") == ["a"] and store.sizes("") == {"/a": size}
+        store.remove("a")
+        assert not store.names("") and proxy.injected["cut"] >= 10

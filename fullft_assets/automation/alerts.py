@@ -204,7 +204,9 @@ def of_run(
                     f"open the checks of {asset}",
                 )
                 return
-    if stage == "monitor" and partition is not None:
+    if partition is not None and (
+        stage == "monitor" or graph.key(DRIFT_REPORT) in (run.asset_selection or ())
+    ):
         window = latest(store, graph.name, DRIFT_REPORT, partition)
         status = None if window is None else DriftMetadata.of(window).status
         if window is not None and status == "confirmed":

@@ -14,7 +14,13 @@ from zoneinfo import ZoneInfo
 import dagster as dg
 
 from fullft_assets import documents
-from fullft_assets.artifacts import DRIFT_REPORT, FINETUNED_CHECKPOINT, TRAINING_SNAPSHOT
+from fullft_assets.artifacts import (
+    CHAMPION_MODEL,
+    DRIFT_REPORT,
+    EVALUATION_REPORT,
+    FINETUNED_CHECKPOINT,
+    TRAINING_SNAPSHOT,
+)
 from fullft_assets.assets.graph import CaseGraph
 from fullft_assets.chunks import ingestion
 from fullft_assets.errors import TRANSIENT, FailureClass
@@ -60,7 +66,10 @@ def runs_in_flight(graph: CaseGraph, instance: dg.DagsterInstance) -> list[RunIn
     A run that a dying daemon made and did not launch (NOT_STARTED) is none of them: the daemon launches it
     when its key is asked for again.
     """
-    keys = {graph.key(asset) for asset in (TRAINING_SNAPSHOT, FINETUNED_CHECKPOINT)}
+    keys = {
+        graph.key(asset)
+        for asset in (TRAINING_SNAPSHOT, FINETUNED_CHECKPOINT, EVALUATION_REPORT, CHAMPION_MODEL)
+    }
     jobs = {f"{graph.name}_{job}" for job in ("model", "snapshot", "evaluate")}
     records = instance.get_run_records(dg.RunsFilter(statuses=IN_FLIGHT), ascending=True)
     return [

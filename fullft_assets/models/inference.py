@@ -117,8 +117,8 @@ def load_new_classifier(folder: ModelFolder, **options: Any) -> Any:
     config = loading.read_config(folder)
     pooling = loading.pooling_of(folder, config)
     if pooling is not None:
-        options["pooling"] = pooling
-        # ModernBERT's own classifier pools as its configuration says.
+        # The classifiers of ModernBERT and EuroBERT pool as their configuration says, each in its own words.
+        options["pooling"] = "bos" if (config.model_type, pooling) == ("eurobert", "cls") else pooling
         if not hasattr(type(config), loading.POOLING):
             return loading.load(loading.pooled_class(type(config)), folder, **options)
     return _load_with_head(AutoModelForSequenceClassification, folder, _NO_CLASSIFIER, options)

@@ -132,8 +132,12 @@ def _not_confirmed(state: State, signals: Signals, reason: str, num_needed: int)
         return Rule(
             "drift",
             "wait",
-            f"{reason} newer test rows do not show that the champion is worse; fewer than {num_needed:,}"
-            " labelled examples are no reason then",
+            f"{reason} fewer than {num_needed:,} labelled examples are no reason where the champion"
+            + (
+                " was not evaluated on newer test rows yet"
+                if signals.score_drop is None
+                else " is not shown to be worse on newer test rows"
+            ),
         )
     if signals.num_live_labels is None:
         # A request for labels stays open until the labels are evaluated.

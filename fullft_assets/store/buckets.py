@@ -128,26 +128,34 @@ class Bucket:
 
     def names(self, folder: str) -> list[str]:
         """Return the names of what is directly in a folder."""
-        children = self._ask("list_with_delimiter", folder)
+        children = _repeated(lambda: self._ask("list_with_delimiter", folder))
         paths = [*children["common_prefixes"], *(info["path"] for info in children["objects"])]
         return sorted(PurePosixPath(path).name for path in paths)
 
-    def entries(self, folder: str, *, is_deep: bool = True) -> Iterator[Entry]:
-        """Yield the files in a folder, and in those below it where `is_deep`; one request answers for
-        1,000.
-        """
-        with _as_os_errors(self._url):
-            objects = self._objects
-            pages = objects.list(folder) if is_deep else [objects.list_with_delimiter(folder)["objects"]]
-            for page in pages:
-                for info in page:
-                    name = info["path"].removeprefix(f"{folder}/")
-                    yield Entry(name, info["size"], info["last_modified"].timestamp(), info["e_tag"] or "")
+    def entries(self, folder: str, *, is_deep: bool = True) -> list[Entry]:
+        """Return the files in a folder, and in those below it where `is_deep`; one request answers for 1,000."""
+
+        def entries() -> list[Entry]:
+            with _as_os_errors(self._url):
+                objects = self._objects
+                pages = objects.list(folder) if is_deep else [objects.list_with_delimiter(folder)["objects"]]
+                return [
+                    Entry(
+                        info["path"].removeprefix(f"{folder}/"),
+                        info["size"],
+                        info["last_modified"].timestamp(),
+                        info["e_tag"] or "",
+                    )
+                    for page in pages
+                    for info in page
+                ]
+
+        return _repeated(entries)
 
     def remove(self, names: Collection[str]) -> None:
         """Remove objects; nothing where there is none."""
         with suppress(FileNotFoundError):
-            self._ask("delete", list(names))
+            _repeated(lambda: self._ask("delete", list(names)))
 
     def remove_folder(self, folder: str) -> None:
         """Remove an object and all objects below it; nothing where there is none."""

@@ -135,7 +135,8 @@ def fit_on_states(
     """
     mean = features.mean(0) if intercept else np.zeros(features.shape[1], np.float32)
     deviation = features.std(0)
-    varies = deviation > _CONSTANT * np.median(deviation)
+    # The first is the rounding of single precision: most features may be constant.
+    varies = deviation > np.maximum(1e-5 * np.abs(features).mean(0), _CONSTANT * np.median(deviation))
     scale = np.where(varies, deviation, 1.0)
 
     def standardized(states: np.ndarray) -> np.ndarray:
