@@ -364,8 +364,9 @@ class TestRecords:
         records.claim(store, wanted(), lambda _: True)
         with pytest.raises(driver.WorkloadError, match="run r1 has s .* at a; "):
             records.claim(store, wanted(run_id="r2", place="b", submitted_at=2.0), lambda _: True)
-        other = wanted(run_id="r2", place="b", submitted_at=2.0)
-        second, is_new = records.claim(store, other, lambda _: False)
+        second, is_new = records.claim(
+            store, wanted(run_id="r2", place="b", submitted_at=2.0), lambda _: False
+        )
         assert (second.place, second.attempt, is_new) == ("b", 2, True)
         # A run that goes on in another container is its own successor.
         third, is_new = records.claim(store, wanted(run_id="r2", submitted_at=3.0), lambda _: True)

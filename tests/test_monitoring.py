@@ -126,8 +126,7 @@ def test_topics_that_last_for_windows_are_no_drift(lasting: float) -> None:
         for _ in range(REFERENCE_WINDOWS + 3):
             topics = lasting * topics + (1 - lasting**2) ** 0.5 * rng.normal(size=24)
             means.append(0.1 * (0.8 * topics + 0.6 * rng.normal(size=24)))
-        p_value = compare_means(means[:-3], [100] * REFERENCE_WINDOWS, means[-3:], [100] * 3)[1]
-        alarms.append(p_value <= 0.03)
+        alarms.append(compare_means(means[:-3], [100] * REFERENCE_WINDOWS, means[-3:], [100] * 3)[1] <= 0.03)
     assert np.mean(alarms) <= 0.08
 
 
@@ -145,8 +144,9 @@ def test_the_verdict_says_what_changed(scale: Scale) -> None:
     rng = np.random.default_rng(2)
     usual = windows(scale, rng, 12)
     features = draw(rng, predicted=2)
-    longer = Features(**{**vars(features), "num_tokens": 3 * features.num_tokens})
-    verdict = send([*usual, scale.sums(longer)])[-1]
+    verdict = send(
+        [*usual, scale.sums(Features(**{**vars(features), "num_tokens": 3 * features.num_tokens}))]
+    )[-1]
     assert verdict.alarms == ["text_statistics", "predicted_labels"]
     assert "tokens of a text: 40" in verdict.moved[0] and "most `c`: " in verdict.moved[1]
     assert "-> 100.0%" in verdict.moved[1]

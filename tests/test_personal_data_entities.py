@@ -80,8 +80,9 @@ def test_no_artifact_of_the_examples_has_a_name_that_the_pipeline_knows(
     assert found.startswith("[PERSON] moved to [LOCATION] on [DATE]. ") and found.endswith("[EMAIL].")
     check = valid.check("personal_data_is_absent")
     assert check.passed and check.metadata["num_masked"] >= 1
-    kept = any("Ann Rossi" in str(row["text"]) for row in _rows(store, raw, "documents.parquet"))
-    assert kept is not mask_raw
+    assert (
+        any("Ann Rossi" in str(row["text"]) for row in _rows(store, raw, "documents.parquet")) is not mask_raw
+    )
 
 
 def test_rows_with_names_are_counted_and_another_pipeline_is_another_result(
@@ -134,8 +135,9 @@ def test_without_the_extra_the_check_says_what_to_install(
 ) -> None:
     project.configure(examples={"pii": "mask", "pii_model": "en_core_web_md"})
     _pretend(monkeypatch, None)
-    line = "examples.pii_model: needs spacy; pip install 'fullft-assets[pii]', or remove it"
-    assert _problem(project) == line
+    assert (
+        _problem(project) == "examples.pii_model: needs spacy; pip install 'fullft-assets[pii]', or remove it"
+    )
 
 
 def _pretend(monkeypatch: pytest.MonkeyPatch, spacy: ModuleSpec | None) -> None:

@@ -158,8 +158,7 @@ class TestPilotRows:
 
 
 def pilot_of(gain: float, start: float = 0.5, baseline: float | None = None) -> Point:
-    score = start + gain
-    return Point(rows=300, start=start, score=score, baseline=start if baseline is None else baseline)
+    return Point(rows=300, start=start, score=start + gain, baseline=start if baseline is None else baseline)
 
 
 class TestPredictedScore:

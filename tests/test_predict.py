@@ -81,8 +81,9 @@ def take_snapshot(store: Store, settings: UseCaseSettings) -> Manifest:
         "examples_digest": "e",
         "chunks_digest": chunked.content_digest,
     }
-    about = snapshot_metadata(parts={"b": part}).as_dict()
-    return manifests.write(store, "demo", "training_snapshot", metadata=about)
+    return manifests.write(
+        store, "demo", "training_snapshot", metadata=snapshot_metadata(parts={"b": part}).as_dict()
+    )
 
 
 def crowned(folder: Path, task: str = "classification", **documents: Any) -> tuple[UseCase, Store]:

@@ -178,8 +178,9 @@ def judged(
     """Evaluate an untrained model with this validation score; return it and its report."""
     model = lab.checkpoint(key, small_model(lab.labels, [0, 1, 2]), validation_macro_f1=score)
     changed = ReleaseSettings(**{**FEW_GROUPS, **settings})
-    report = lab.evaluate(model, key, champion, lab.use_case.settings.model_copy(update={"release": changed}))
-    return model, report
+    return model, lab.evaluate(
+        model, key, champion, lab.use_case.settings.model_copy(update={"release": changed})
+    )
 
 
 def publish(lab: Lab, model: Manifest, report: Manifest, **settings: Any) -> release.ReleaseOutcome:

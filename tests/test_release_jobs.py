@@ -110,8 +110,9 @@ def test_the_store_is_cleaned_up_by_a_run_that_waits_for_others(released: Releas
         tags={"use_case": "demo"},
     )
     released.instance.add_run(other)
-    refused = released.run("clean", raise_on_error=False)
-    (failed,) = [event for event in refused.all_events if event.is_step_failure]
+    (failed,) = [
+        event for event in released.run("clean", raise_on_error=False).all_events if event.is_step_failure
+    ]
     assert "(demo_model) is in " in str(failed.event_specific_data.user_failure_data.description)
 
 
@@ -159,8 +160,7 @@ def test_a_change_by_hand_holds_where_the_copy_fails_and_the_asset_copies_later(
     (tmp_path / "served").unlink()
     # What the gates judge is the checkpoint that was rolled back, so the champion stays.
     assert not released.materialize(released.second, released.green).get_asset_materialization_events()
-    pushed = json.loads((tmp_path / "served" / "champion.json").read_text())
-    assert pushed["checkpoint"] == released.first.ref
+    assert json.loads((tmp_path / "served" / "champion.json").read_text())["checkpoint"] == released.first.ref
 
 
 def test_the_summary_of_a_run_says_what_the_release_came_to(

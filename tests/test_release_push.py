@@ -34,8 +34,9 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Path]:
 
 def promoted(lab: Lab, name: str, stage: str = "finetuned_checkpoint") -> Manifest:
     with lab.store.create("demo", stage, name, version="1", seed=17) as draft:
-        files = {"config.json": json.dumps({"name": name}), "onnx/weights.bin": name}
-        write_files(draft.path / "model", files)
+        write_files(
+            draft.path / "model", {"config.json": json.dumps({"name": name}), "onnx/weights.bin": name}
+        )
         made = lab.checkpoint(f"about-{name}").metadata
         if stage == "baseline_model":
             made = {**made, "system": "tfidf"}

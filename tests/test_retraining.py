@@ -513,8 +513,9 @@ class TestFailures:
         "failure", ["data", "settings", "gate", "out_of_memory", "divergence", "unknown"]
     )
     def test_what_waiting_does_not_fix_alerts_at_once(self, failure: str) -> None:
-        failed = _after(0.01, num_examples=ROWS + 1_200, outcome="failed", failure=failure)
-        decision = _decide(failed, new=1_200)
+        decision = _decide(
+            _after(0.01, num_examples=ROWS + 1_200, outcome="failed", failure=failure), new=1_200
+        )
         assert (decision.action, decision.evidence) == ("alert", "failed attempt of 1972-09-26 23:45 UTC")
         assert decision.reasons[0].endswith(f"failed ({failure})")
 

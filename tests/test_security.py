@@ -353,8 +353,9 @@ def test_overrules_by_two_people_are_each_in_the_chain(
 
 def test_a_signature_counts_for_one_entry(platform: Platform, keys: dict[str, Path]) -> None:
     use_case = platform.use_case(approvers=approvers(keys))
-    act = Act("promote", "letters/a", "r")
-    security.overrule(platform.store, use_case, act, Person("x", key=keys["ann"]), list)
+    security.overrule(
+        platform.store, use_case, Act("promote", "letters/a", "r"), Person("x", key=keys["ann"]), list
+    )
     (entry,) = security.read_record(platform.store).entries
     security.append(platform.store, entry)
     security.append(platform.store, entry.model_copy(update={"about": "letters/b", "signature": ""}))

@@ -173,5 +173,6 @@ def test_what_was_removed_is_refused_with_what_replaces_it(values: dict[str, Any
 
 
 def test_a_manifest_with_a_removed_key_is_read() -> None:
-    recorded = {"width": 3, "inner": {"size": 4, "height": 5}}
-    assert _Outer.from_manifest(recorded) == _Outer(inner=_Inner(size=4))
+    assert _Outer.from_manifest({"width": 3, "inner": {"size": 4, "height": 5}}) == _Outer(
+        inner=_Inner(size=4)
+    )

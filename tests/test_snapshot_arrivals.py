@@ -399,8 +399,9 @@ class TestRowsOfOneBatch:
 class TestKilled:
     def stages(self, project: projects.Project, folder: Path, *seeds: int) -> dict[str, Any]:
         line = ("-m", "tests.killed_stages", project.yaml_path, folder, *seeds)
-        environment = project.env() | {"TOKENIZERS_PARALLELISM": "false"}
-        return json.loads(printed_by(*line, env=environment, timeout=300))
+        return json.loads(
+            printed_by(*line, env=project.env() | {"TOKENIZERS_PARALLELISM": "false"}, timeout=300)
+        )
 
     @pytest.mark.slow
     def test_at_any_moment_and_run_again_gives_the_same_digests(self, tmp_path: Path) -> None:

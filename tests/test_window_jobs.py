@@ -83,8 +83,9 @@ class Production:
 
     def promote(self, key: str) -> None:
         about = checkpoint_metadata(labels=LABELS, snapshot=self._snapshot.ref)
-        stage = "finetuned_checkpoint"
-        checkpoint = manifests.write(self.store, CASE, stage, key, about, files={"model": key})
+        checkpoint = manifests.write(
+            self.store, CASE, "finetuned_checkpoint", key, about, files={"model": key}
+        )
         set_latest(self.store, CASE, "finetuned_checkpoint", checkpoint)
         manifests.promote(self.store, CASE, checkpoint.ref, snapshot=self._snapshot.ref)
 
