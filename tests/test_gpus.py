@@ -76,8 +76,8 @@ def test_a_run_waits_until_all_that_it_needs_are_free_and_keeps_none_meanwhile(
     assert given == [{VISIBLE: "GPU-b,GPU-c", NUM_GPUS: "3"}]
     held = f"job {os.getpid()} of /srv/home (`kill {os.getpid()}` ends it; a training keeps its checkpoint)"
     assert capsys.readouterr().out.splitlines()[0] == (
-        f"waiting until 2 of 3 GPUs are free; held by {held}: wait, end it, or set FULLFT_CACHE to a folder of"
-        " this project's own to compute beside it"
+        f"waiting until 2 of 3 GPUs are free; held by {held}: wait, end it, or set FULLFT_CACHE to a folder"
+        " of this project's own to compute beside it"
     )
 
 

@@ -133,7 +133,7 @@ class Bucket:
         return sorted(PurePosixPath(path).name for path in paths)
 
     def entries(self, folder: str, *, is_deep: bool = True) -> list[Entry]:
-        """Return the files in a folder, and in those below it where `is_deep`; one request answers for 1,000."""
+        """Return the files in a folder, and where `is_deep` in those below it, 1,000 a request."""
 
         def entries() -> list[Entry]:
             with _as_os_errors(self._url):
