@@ -2,16 +2,18 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks import low_memory
-from fullft_assets.models import layers, token_loss
+from fullft_assets.models import documents, layers, token_loss
 from fullft_assets.planning.metadata import StepMemory
 from fullft_assets.planning.plan import peak_on_cpu
 from fullft_assets.settings import TrainingSettings
-from fullft_assets.training.measuring import Outline, autocast
+from fullft_assets.training.measuring import Outline, Tracker, autocast
 from tests.prepared import Prepared, prepare
 
 SIZE = low_memory.TrainingSize(layers=2, hidden=64, vocabulary=512, capacity=256, num_steps=2)
@@ -122,6 +124,22 @@ def test_an_encoder_with_padding_and_dropout_is_counted(tmp_path: Path) -> None:
 def test_chunks_of_the_loss_are_those_of_the_device(is_gpu: bool, tokens: int) -> None:
     with autocast("fp32", is_gpu=is_gpu):
         assert token_loss._tokens_of_part(torch.empty((2**10, 1))) == tokens
+
+
+@pytest.mark.parametrize(
+    ("size", "kind"), [(32, {"softcap": 30.0}), (32, {"sliding_window": 8}), (16, {"seq_idx": True})]
+)
+def test_kernels_of_a_gpu_keep_no_scores_and_no_key_twice(size: int, kind: dict[str, Any]) -> None:
+    """Neither do they keep a mask, where scores are capped or tokens attend to some alone."""
+    with FakeTensorMode(), autocast("bf16", is_gpu=True), Tracker() as tracker:
+        query, key, value, sinks = (
+            torch.empty(*shape, requires_grad=True)
+            for shape in ((1, 8, 4096, 32), (1, 2, 4096, 32), (1, 2, 4096, size), (8,))
+        )
+        found, _ = documents.attend(torch.nn.Module(), query, key, value, None, s_aux=sinks, **kind)
+        found.sum().backward()
+    assert tracker.peak < 8 * query.nbytes and found.shape == (1, 4096, 8, size)
+    assert all(each.grad.shape == each.shape for each in (query, key, value, sinks))
 
 
 @pytest.mark.parametrize(("is_gpu", "dtype"), [(True, torch.float32), (False, torch.bfloat16)])

@@ -23,6 +23,7 @@ import torch
 from torch.distributed.tensor import DTensor
 from torch.nn.attention.flex_attention import create_block_mask
 from torch.nn.attention.varlen import varlen_attn
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import PreTrainedModel
 from transformers.integrations.flex_attention import flex_attention_forward
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -32,7 +33,7 @@ from fullft_assets.errors import SettingsError
 from fullft_assets.extras import require_names
 from fullft_assets.models import loading, precision as precisions
 from fullft_assets.models.hardware import has_flash_attention
-from fullft_assets.models.inference import evaluating, is_sharded
+from fullft_assets.models.inference import PLANNED_DEVICE, evaluating, is_sharded
 
 #: Of the attention function.
 NAME = "documents"
@@ -130,6 +131,9 @@ def attend(
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout
         )[0], None
     rows, _, tokens, size = query.shape
+    # A compiled layer is never planned, and its graph cannot have the question.
+    if not torch.compiler.is_compiling() and PLANNED_DEVICE.get() == "cuda":
+        return _counted(query, key, value, s_aux), None
     if seq_idx is None or cu_seq_lens_q is None:
         cu_seq_lens_q = torch.arange(0, rows * tokens + 1, tokens, dtype=torch.int32, device=query.device)
         seq_idx = torch.arange(rows, device=query.device)[:, None].expand(rows, tokens)
@@ -236,6 +240,20 @@ def _block_mask(begins: torch.Tensor, numbers: torch.Tensor, window: int | None,
     )
 
 
+def _counted(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, sinks: torch.Tensor | None
+) -> torch.Tensor:
+    """Return a tensor without values; what is kept for its gradients is as large as what a GPU's kernels
+    keep: no scores, no mask, and no key twice.
+    """
+    size = value.shape[-1]
+    # The CPU's kernel that keeps no scores takes values of the size of keys alone.
+    value = torch.nn.functional.pad(value, (0, query.shape[-1] - size))
+    result = scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)[..., :size]
+    # Sinks change the result after the kernel, and have a gradient.
+    return (result if sinks is None else result + sinks.sum().to(result)).transpose(1, 2).contiguous()
+
+
 def _dense(
     query: torch.Tensor,
     key: torch.Tensor,
@@ -252,9 +270,7 @@ def _dense(
     )
     if softcap is None and sinks is None:
         return (
-            torch.nn.functional.scaled_dot_product_attention(
-                query, key, value, mask, dropout_p=dropout, scale=scaling
-            )
+            scaled_dot_product_attention(query, key, value, mask, dropout_p=dropout, scale=scaling)
             .transpose(1, 2)
             .contiguous()
         )

@@ -55,6 +55,8 @@ _ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout", "attn
 
 #: Whether the processes of a training, which have equal weights, score together: batches are dealt to them.
 IS_DEALT = ContextVar("is dealt", default=False)
+#: The device of a plan for another machine: what it would hold is counted on tensors without values.
+PLANNED_DEVICE: ContextVar[str | None] = ContextVar("planned device", default=None)
 
 
 def device() -> torch.device:
@@ -519,8 +521,9 @@ def read_by_head(
     )
 
     def read(items: Items, inputs: Inputs, _: Any) -> tuple[Items, np.ndarray]:
-        states = inputs_of_layer.pop().cpu().numpy()
-        return items, pick(items, states, inputs["attention_mask"].sum(1).tolist())
+        return items, pick(
+            items, inputs_of_layer.pop().cpu().numpy(), inputs["attention_mask"].sum(1).tolist()
+        )
 
     try:
         yield from forward_batches(model, chunks, listener, read)

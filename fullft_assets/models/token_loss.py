@@ -10,7 +10,6 @@ replaced in this way is tested, not assumed.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
@@ -23,7 +22,15 @@ from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_fun
 
 from fullft_assets.models import documents, layers, precision
 from fullft_assets.models.document_scores import DocumentScores
-from fullft_assets.models.inference import collate, device, evaluating, in_batches, move, scoring
+from fullft_assets.models.inference import (
+    PLANNED_DEVICE,
+    collate,
+    device,
+    evaluating,
+    in_batches,
+    move,
+    scoring,
+)
 from fullft_assets.models.loading import is_outline
 from fullft_assets.progress import Listener
 
@@ -39,8 +46,6 @@ IS_TOKEN = "is_token"
 IS_REPLAYED = "is_replayed"
 #: Logits that exist at a time: on a GPU as many as make the additions to the head's gradient cheap.
 _CHUNK_ELEMENTS = {"cpu": 2**25, "gpu": 2**28}
-#: The device of a plan for another machine, whose parts are counted.
-PLANNED_DEVICE: ContextVar[str | None] = ContextVar("planned_device", default=None)
 
 
 class TokenLoss:

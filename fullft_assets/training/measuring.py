@@ -38,8 +38,7 @@ from fullft_assets.models.hardware import (
     peak_flops,
     peak_memory_bytes,
 )
-from fullft_assets.models.inference import to_device
-from fullft_assets.models.token_loss import PLANNED_DEVICE
+from fullft_assets.models.inference import PLANNED_DEVICE, to_device
 from fullft_assets.planning import Measured
 from fullft_assets.planning.metadata import StepMemory, Work
 from fullft_assets.planning.plan import GIB, copies_bytes
@@ -419,7 +418,9 @@ def _count(
         for _ in range(1 if settings.steps_in_backward else num_passes):
             with autocast(precision, is_gpu=is_gpu):
                 loss = preparation.total_loss(model, inputs, labels) / max(1, labels.numel())
-            loss.backward()
+            # What is recomputed is counted as it was; copies of weights in bf16 end with the pass forward.
+            with autocast("fp32", is_gpu=is_gpu):
+                loss.backward()
             del loss
             backward.end()
     num_trained = sum(weight.numel() for weight in trained_weights)
