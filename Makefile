@@ -123,24 +123,21 @@ test-long: install ## Sweeps of many seeds, sizes and recipes, which CI has no t
 	@OMP_NUM_THREADS=1 $(PYTEST) -m long --timeout 0 $(TWO_AT_A_TIME) $(LONG)
 	@$(MAKE) --no-print-directory test-ranges
 
-# In environments of their own, without CUDA where pip finds a torch without it.
-test-ranges: $(addprefix test-range-,lowest newest python3.13) ## The quick tests and the demo from the wheel: lowest and newest releases, Python 3.13
+# In environments of their own, without CUDA where pip finds a torch without it. A range is skipped where what it needs is not on the PATH.
+test-ranges: $(addprefix test-range-,lowest newest python3.13) ## The quick tests and the demo from the wheel: lowest (Python 3.11) and newest releases, Python 3.13
 
-test-range-lowest: build/lowest.txt
-	@$(IN_RANGE) VERSIONS=$<
-
-test-range-newest:
-	@$(IN_RANGE) VERSIONS=/dev/null
-
-test-range-python3.13:
-	@command -v python3.13 >/dev/null || echo "$@: skipped, as there is no python3.13 on the PATH"
-	@! command -v python3.13 >/dev/null || $(IN_RANGE) PYTHON=python3.13
-
-IN_RANGE = $(MAKE) --no-print-directory UV= VENV=build/$@ test-quick test-wheel
+test-range-lowest: NEEDS := uv python3.11
+test-range-lowest: RANGE := PYTHON=python3.11 VERSIONS=build/lowest.txt build/lowest.txt
+test-range-newest: RANGE := VERSIONS=/dev/null
+test-range-python3.13: NEEDS := python3.13
+test-range-python3.13: RANGE := PYTHON=python3.13
+test-range-%:
+	@for need in $(NEEDS); do command -v $$need >/dev/null || { echo "$@: skipped, as there is no $$need on the PATH"; exit; }; done; \
+		$(MAKE) --no-print-directory UV= VENV=build/$@ $(RANGE) test-quick test-wheel
 
 build/lowest.txt: pyproject.toml
 	@mkdir -p build
-	@uv pip compile --quiet --no-config --no-header --no-annotate --resolution lowest-direct --extra dev --output-file $@ $<
+	@uv pip compile --quiet --no-config --no-header --no-annotate --python-version 3.11 --resolution lowest-direct --extra dev --output-file $@ $<
 
 test-wheel: install
 	@OMP_NUM_THREADS=1 $(PYTEST) tests/test_wheel.py

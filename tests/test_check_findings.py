@@ -52,12 +52,12 @@ def test_a_group_that_would_fill_the_test_rows_is_named(tmp_path: Path, num_rows
     assert (" has 42% of the rows read" in check_use_case(use_case(tmp_path, rows))) == (num_rows == 25)
 
 
-def test_ids_that_name_different_texts_in_two_files_are_counted(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("file", "row"), [("b.jsonl", 1), ("a.jsonl", 61)])
+def test_ids_that_name_different_texts_are_counted(tmp_path: Path, file: str, row: int) -> None:
     case = use_case(tmp_path, rows := projects.licence_rows(60))
-    projects.write_rows(
-        tmp_path / "data/b.jsonl", [*(row | {"text": row["kind"]} for row in rows[:2]), rows[2]]
-    )
-    assert " 2 of 60 ids name different texts in two files, such as a.jsonl:1 and b.jsonl:1, and " in (
+    others = [*(row | {"text": row["kind"]} for row in rows[:2]), rows[2]]
+    projects.write_rows(tmp_path / "data" / file, [*(rows if row == 61 else []), *others])
+    assert f" 2 of 60 ids name different texts, such as a.jsonl:1 and {file}:{row}, and " in (
         check_use_case(case)
     )
 

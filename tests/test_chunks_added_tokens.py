@@ -189,5 +189,6 @@ class TestWorkloads:
             chunks = Tokenization.load_saved(folder, case.use_case.settings.chunks).chunks(test.texts)
             np.testing.assert_allclose(found[name], predict_with(load_classifier(folder), chunks), atol=1e-5)
         evaluation.work(job, case.store, prepared.QUIET)
-        report = case.store.find(case.use_case.name, "evaluation_report", "k")
-        assert report.metadata["num_test_rows"] == len(test)
+        assert case.store.find(case.use_case.name, "evaluation_report", "k").metadata["num_test_rows"] == len(
+            test
+        )

@@ -75,8 +75,9 @@ def test_without_dagster_home_the_projects_own_is_used(project: Project):
     environment = {name: value for name, value in project.env().items() if name != "DAGSTER_HOME"}
     (project.root / "dagster.yaml").write_text((project.home / "dagster.yaml").read_text())
     (project.home / "dagster.yaml").unlink()
-    done = fullft(project.root, "rollback", "letters", "--reason", "worse", env=environment)
-    assert done.stderr.startswith("letters: no champion ")
+    assert fullft(
+        project.root, "rollback", "letters", "--reason", "worse", env=environment
+    ).stderr.startswith("letters: no champion ")
     assert os.readlink(project.home / "dagster.yaml") == str(project.root / "dagster.yaml")
     assert (project.home / "storage").is_dir() or (project.home / "history").is_dir()
 

@@ -76,8 +76,9 @@ class TestScan:
 
     def test_other_endings_are_left_in_place_and_named(self, tmp_path: Path) -> None:
         names = ["a.doc", "b/c.doc", "b/d.DOC", "notes.pdf.gz", "REMARKS", os.fsdecode(b"caf\xe9.xls")]
-        others = ("e.jsonl", "_SUCCESS", "f.csv.part")
-        projects.write_files(tmp_path / "in", dict.fromkeys((*names, *others), "x"))
+        projects.write_files(
+            tmp_path / "in", dict.fromkeys((*names, "e.jsonl", "_SUCCESS", "f.csv.part"), "x")
+        )
         source = documents.Folder(tmp_path / "in")
         assert [file.path for file in source.files()] == ["e.jsonl"]
         (line,) = documents.left_in_place(source.others, named=True)

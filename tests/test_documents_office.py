@@ -191,7 +191,9 @@ def test_sheets_with_one_header_are_read_as_one_table(tmp_path: Path) -> None:
         (5, "a", "sheet3", None),
         (6, "b", "sheet3", None),
     ]
-    workbook([["Report of 2024"], ["text", "kind"], ["a", "x"]], [["notes"]]).save(tmp_path / "a.xlsx")
+    workbook([["cover"]], [["Report of 2024"], ["text", "kind"], ["a", "x"]], [["notes"]]).save(
+        tmp_path / "a.xlsx"
+    )
     assert [row["text"] for row in read(tmp_path, header=2)] == ["a"]
 
 

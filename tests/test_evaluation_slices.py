@@ -109,8 +109,9 @@ def test_a_rare_label_that_the_model_forgets_is_found_and_one_that_it_gives_less
     for predicted, passes in ((often, True), (always_common, False)):
         systems = {FINETUNED: predicted, CHAMPION: champion, "tfidf": always_common}
         probabilities = {name: np.eye(len(names))[each] for name, each in systems.items()}
-        ids = [str(row) for row in range(len(truth))]
-        found = assessment.assess(truth, probabilities, ids, names, comparison)
+        found = assessment.assess(
+            truth, probabilities, [str(row) for row in range(len(truth))], names, comparison
+        )
         gate = gate_of(found)
         assert gate.passed is passes, gate.text
         assert ("the model never does: 8, which the report names" in gate.text) is (

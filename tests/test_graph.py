@@ -83,8 +83,9 @@ class Graph:
         may have been written.
         """
         before = attempts(self.project)
-        result = self.materialize(*assets, batch=batch)
-        (failed,) = [event for event in result.all_events if event.is_step_failure]
+        (failed,) = [
+            event for event in self.materialize(*assets, batch=batch).all_events if event.is_step_failure
+        ]
         assert attempts(self.project) == before
         failure = failed.event_specific_data.user_failure_data
         assert failure.metadata["failure"].value == "gate"

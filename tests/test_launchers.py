@@ -290,8 +290,7 @@ class TestSupervisor:
     ids=["service", "container", "nothing"],
 )
 def test_the_count_is_that_of_the_closest_control_group(tmp_path: Path, group, files, expected):
-    counts = {"proc/vmstat": 9, **files}
-    events = {name: f"under_oom 0\noom_kill {count}\n" for name, count in counts.items()}
+    events = {name: f"under_oom 0\noom_kill {count}\n" for name, count in {"proc/vmstat": 9, **files}.items()}
     projects.write_files(tmp_path, {**events, "proc/self/cgroup": f"0::{group}\n"})
     assert num_killed_for_memory(tmp_path / "proc", tmp_path / "sys") == expected
 

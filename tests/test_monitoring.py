@@ -350,8 +350,9 @@ class TestHistory:
         made: dict[str, Manifest] = {}
         for number in range(1, 12):
             window = f"{number:02d}"
-            status = "insufficient_data" if number == 2 else "ok"
-            made[window] = self.report(window, self.read(window, made), status)
+            made[window] = self.report(
+                window, self.read(window, made), "insufficient_data" if number == 2 else "ok"
+            )
         reference = ["01", "03", "04", "05", "06", "07"]
         recent = ["08", "09", "10", "11"]
         assert self.names(self.read("12", made)) == (reference, recent)

@@ -163,8 +163,9 @@ class TestInDagster:
         return FullFineTune(project.use_case()).build_defs()
 
     def test_local_jobs_end_with_their_runs_and_need_no_schedule(self, project: projects.Project):
-        defs = FullFineTune(project.use_case()).build_defs()
-        assert "letters_orphans_schedule" not in {schedule.name for schedule in defs.schedules}
+        assert "letters_orphans_schedule" not in {
+            schedule.name for schedule in FullFineTune(project.use_case()).build_defs().schedules
+        }
 
     def test_the_schedule_launches_the_job_that_ends_what_a_dead_run_left(
         self, project, defs, launch, monkeypatch

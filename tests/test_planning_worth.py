@@ -96,8 +96,9 @@ def test_a_model_that_is_not_worth_it_is_promoted_with_a_warning(
 def test_a_check_that_cannot_apply_is_not_defined(general: dict[str, str] | None) -> None:
     evaluation, worth = evaluated(), judged(0.03, 0.05, 0.07)
     settings = UseCaseSettings.model_validate({**use_case().model_dump(), "snapshot": {"general": general}})
-    decision = verdict(evaluation, ReleaseSettings())
-    names = {outcome.name for outcome in check_outcomes(decision, worth, settings)}
+    names = {
+        outcome.name for outcome in check_outcomes(verdict(evaluation, ReleaseSettings()), worth, settings)
+    }
     assert names == {spec.name for spec in check_specs(settings)}
     assert "full_finetuning_is_justified" not in names
     assert ("forgetting_is_within_budget" in names) == (general is not None)

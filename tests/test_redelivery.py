@@ -43,8 +43,9 @@ class Feed:
         return documents.keep(self.store, self.project.use_case(), window.name, "window")
 
     def report(self, window: Manifest) -> Manifest:
-        metadata = manifests.drift("alarm", documents=window.ref)
-        return manifests.write(self.store, CASE, "drift_report", window.key[:8], metadata)
+        return manifests.write(
+            self.store, CASE, "drift_report", window.key[:8], manifests.drift("alarm", documents=window.ref)
+        )
 
 
 @pytest.fixture

@@ -138,8 +138,9 @@ def test_lora_is_judged_and_writes_where_no_language_model_was_trained(tmp_path:
     )
     store, job = prepared.store, prepared.job("evaluation_report")
     with store.create(job.case, "cheaper_baselines", "b", version="1", seed=1) as draft:
-        context = prepared.baseline_context
-        scored = dict(prepared.recipe.score_baselines(["base_model", "lora"], draft.path, context))
+        scored = dict(
+            prepared.recipe.score_baselines(["base_model", "lora"], draft.path, prepared.baseline_context)
+        )
         scores = {name: metrics["token_probability"] for name, metrics in scored.items()}
         metadata = manifests.baselines([], scores) | {"rises": {"lora": scored["lora"]["general_rise"]}}
         baselines = draft.commit(settings={}, inputs={}, metadata=metadata)

@@ -337,8 +337,9 @@ def test_overrules_by_two_people_are_each_in_the_chain(
         act = Act("promote", f"letters/{number}", "needed")
         for name in ("ann", "ann", "ben"):
             if name == "ann" or number:
-                person = Person("x", key=keys[name])
-                security.overrule(platform.store, use_case, act, person, partial(done.append, number))
+                security.overrule(
+                    platform.store, use_case, act, Person("x", key=keys[name]), partial(done.append, number)
+                )
     record = security.read_record(platform.store)
     assert done == list(range(1, num_acts))
     assert record.broken is None

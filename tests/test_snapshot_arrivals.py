@@ -169,9 +169,8 @@ def later_files(draw: st.DrawFn, number: int) -> File:
     """A file of changed rows, or an older one delivered again with some rows changed or gone."""
     rows = draw(st.lists(changed_rows(), min_size=1, max_size=5))
     # Times may tie: then the names decide.
-    delivered = 2 + number // 2
     if draw(st.booleans()):
-        return File(f"later-{number}.jsonl", delivered, tuple(rows))
+        return File(f"later-{number}.jsonl", 2 + number // 2, tuple(rows))
     old = base()[draw(st.integers(0, NUM_FILES - 1))]
     gone = draw(st.sets(st.integers(0, ROWS_A_FILE - 1), max_size=4))
     return File(old.path, 100 + number, (*(row for n, row in enumerate(old.rows) if n not in gone), *rows))

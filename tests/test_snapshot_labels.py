@@ -249,7 +249,9 @@ def test_few_copies_are_counted_and_nothing_is_shown_as_failed(
     settings = ExamplesSettings.model_validate(
         {"label": "kind", "severities": {"texts_are_unique": severity}}
     )
-    found = {check.name: check for check in checks.identity_outcomes(take([*common, *copies]), settings)}
+    rows = [*common, *copies, {**common[-1], "text": "another"}]
+    found = {check.name: check for check in checks.identity_outcomes(take(rows), settings)}
+    assert f".jsonl:{len(common)} and " in found["ids_are_unique"].description
     assert found.keys() == {
         "ids_are_unique",
         "texts_are_unique",

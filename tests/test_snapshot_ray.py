@@ -37,8 +37,9 @@ def test_the_snapshot_is_the_same_on_any_number_of_workers_and_without_one_of_th
     near = [f"{text} indeed" for text in texts[:200]]
     batches = Batches(tmp_path)
     for number in range(3):
-        rows = enumerate([*texts, *near])
-        delivery = [{"text": text, "kind": "ab"[n % 2]} for n, text in rows if n % 3 == number]
+        delivery = [
+            {"text": text, "kind": "ab"[n % 2]} for n, text in enumerate([*texts, *near]) if n % 3 == number
+        ]
         batches.deliver(f"delivery-{number}.jsonl", delivery)
     native = batches.take()
     assert native.metadata["left_out"]["train rows near a test row"] > 10

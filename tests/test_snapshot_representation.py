@@ -143,8 +143,9 @@ def test_check_is_in_the_jobs_that_make_either_side_new(tmp_path):
     project = projects.create(tmp_path, CASE, rows=5)
     project.configure(monitoring={"path": f"data/{CASE}/production"})
     defs = FullFineTune(project.use_case()).build_defs()
-    names = ("ingest", "model", "evaluate", "monitor")
-    jobs = {name: defs.resolve_job_def(f"{CASE}_{name}") for name in names}
+    jobs = {
+        name: defs.resolve_job_def(f"{CASE}_{name}") for name in ("ingest", "model", "evaluate", "monitor")
+    }
     having = {
         name
         for name, job in jobs.items()

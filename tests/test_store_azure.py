@@ -50,8 +50,7 @@ def create_container(endpoint: str, key: str, name: str) -> None:
     """Create a container by a signed request; the server may be starting."""
     date = formatdate(usegmt=True)
     about = f"x-ms-date:{date}\nx-ms-version:2021-08-06\n/{ACCOUNT}/{ACCOUNT}/{name}\nrestype:container"
-    signed = f"PUT{chr(10) * 12}{about}"
-    digest = hmac.new(base64.b64decode(key), signed.encode(), hashlib.sha256).digest()
+    digest = hmac.new(base64.b64decode(key), f"PUT{chr(10) * 12}{about}".encode(), hashlib.sha256).digest()
     headers = {
         "x-ms-date": date,
         "x-ms-version": "2021-08-06",

@@ -154,5 +154,5 @@ def test_the_demo_runs_in_a_project_of_its_own_without_any_other_extra(python: P
     assert re.search(r"^  split +100 train, ", said, re.MULTILINE) and re.search(
         r"^  verdict ", said, re.MULTILINE
     )
-    assert "needs dagster_webserver; pip install 'fullft-assets[ui]'" in said
+    assert "fullft ui (needs dagster_webserver; pip install 'fullft-assets[ui]'" in said
     assert (project / "data/licences/documents").is_dir() and not list(Path(installed).rglob("*.manifest"))

@@ -323,8 +323,10 @@ def _revision(folder: Path, files: list[_WeightsFile], code: list[Path]) -> str:
     if (pooling := pooling_config(folder)) is not None:
         digest.update(pooling.read_bytes())
     for path in code:
-        content = hashlib.sha256(path.read_bytes()).hexdigest()
-        digest.update(f"{path.relative_to(folder).as_posix()} {content}\n".encode())
+        digest.update(
+            f"{path.relative_to(folder).as_posix()} "
+            f"{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode()
+        )
     for weights in files:
         digest.update(
             f"{weights.path.name} {weights.bytes} {len(weights.header)}\n".encode() + weights.header

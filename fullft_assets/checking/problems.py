@@ -470,8 +470,11 @@ def _evaluation_problems(settings: UseCaseSettings) -> Iterator[Problem]:
     ):
         for number, name in enumerate(names):
             if not task.takes(name, registry.get(name).tasks):
-                tasks = ", ".join(registry.get(name).tasks)
-                yield (section, key, number), f"{name} is not for the task {task.name}; it is for {tasks}"
+                yield (
+                    (section, key, number),
+                    f"{name} is not for the task {task.name}; it is for"
+                    f" {', '.join(registry.get(name).tasks)}",
+                )
     for name in settings.evaluation.external:
         entry = ("evaluation", "external", name)
         yield from _of_rules(

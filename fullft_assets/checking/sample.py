@@ -253,7 +253,6 @@ def id_findings(rows: list[Sampled]) -> Iterator[tuple[str, str]]:
         id_: (first[id_].location, row.location)
         for id_, row in rows_by_id
         if row.row["text"] != first[id_].row["text"]
-        and row.location.rpartition(":")[0] != first[id_].location.rpartition(":")[0]
     }
     if pairs:
         yield "ids", REUSED_IDS.format(len(pairs), len(first), *next(iter(pairs.values())))

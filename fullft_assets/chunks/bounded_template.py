@@ -11,6 +11,10 @@ from typing import Any
 from jinja2 import Template, nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from fullft_assets.extras import require_names
+
+require_names(ImmutableSandboxedEnvironment, ("_generate", "call", "call_binop", "intercepted_binops"))
+
 #: Characters that a template may write, or hold in one value.
 MOST_CHARACTERS = 10_000_000
 #: A width, a number of repetitions or an exponent that no conversation needs.

@@ -107,7 +107,7 @@ def summary(use_case: UseCase, store: Store, total: float) -> list[str]:
         lines.append(f"  model          {store.folder(store.load(champion.checkpoint)) / 'model'}")
         lines.append(f"  try it         {_command('fullft')} predict {name} 'some text'")
     hint = "" if (problem := problem_without("dagster_webserver")) is None else f" ({problem})"
-    command = f"DAGSTER_HOME={os.environ['DAGSTER_HOME']} {_command('dg')} dev{hint}"
+    command = f"DAGSTER_HOME={os.environ['DAGSTER_HOME']} {_command('fullft')} ui{hint}"
     return [
         *lines,
         f"  look at it     {'make ui' if (use_case.project_root / 'Makefile').is_file() else command}",

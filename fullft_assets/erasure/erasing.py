@@ -99,8 +99,10 @@ def _drop_rows(
         inputs = _without_paths(manifest.inputs, erased_documents.paths)
         if not any(rows.any() for rows in hit) and (metadata, inputs) == (manifest.metadata, manifest.inputs):
             continue
-        pairs = zip(tables.items(), hit, strict=True)
-        tables_left = {name: table.filter(pa.array(~rows)) for (name, table), rows in pairs}
+        tables_left = {
+            name: table.filter(pa.array(~rows))
+            for (name, table), rows in zip(tables.items(), hit, strict=True)
+        }
         metadata["num_erased"] = (metadata.get("num_erased") or 0) + int(hit[0].sum())
         metadata |= _counts(manifest, list(tables_left.values()))
         store.rewrite(manifest, partial(_write_tables, tables_left, metadata), inputs)

@@ -181,8 +181,13 @@ def drop_drawn_rows(
         documents = pq.read_table(folder / EXAMPLES_FILE)
         hit = erased_documents.rows(documents)
         if hit.any():
-            chunks = pq.read_table(folder / CHUNKS_FILE)
-            _rewrite_drawn(store, manifest, documents.filter(~hit), chunks.filter(~hit), int(hit.sum()))
+            _rewrite_drawn(
+                store,
+                manifest,
+                documents.filter(~hit),
+                pq.read_table(folder / CHUNKS_FILE).filter(~hit),
+                int(hit.sum()),
+            )
             report.rewritten[stage] += 1
 
 

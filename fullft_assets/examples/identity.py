@@ -33,7 +33,7 @@ COLUMNS = (
 )
 #: What is said of ids that rows with different texts share: how many ids, of how many, and two places.
 REUSED_IDS = (
-    "{:,} of {:,} ids name different texts in two files, such as {} and {}, and only the newest counts; if"
+    "{:,} of {:,} ids name different texts, such as {} and {}, and only the newest counts; if"
     " these are different documents, name a field with unique ids in documents.id (rows without one are named"
     " file:row); if they are corrections, nothing is wrong"
 )
@@ -202,11 +202,6 @@ def superseded(rows: IdentityRows, versions: Versions, votes: Votes) -> np.ndarr
     is_superseded[versions.row[versions.row != versions.newest]] = True
     is_superseded[votes.voters] = False
     return is_superseded
-
-
-def twice_in_a_file(versions: Versions, is_superseded: np.ndarray) -> np.ndarray:
-    """Return the positions of the superseded rows whose newest version is in the same file."""
-    return versions.row[is_superseded[versions.row] & (versions.source == versions.newest_source)]
 
 
 def contradicting(

@@ -37,8 +37,9 @@ def remember_exported(
 
     def added(pointer: dict[str, Any] | None) -> dict[str, Any]:
         digests_by_way = pointer or {}
-        other_way = "at_random" if how == "far" else "far"
-        new = digests - {*digests_by_way.get(other_way, ())} | {*digests_by_way.get(how, ())}
+        new = digests - {*digests_by_way.get("at_random" if how == "far" else "far", ())} | {
+            *digests_by_way.get(how, ())
+        }
         return {**digests_by_way, how: sorted(new), "exported_at": datetime.now(UTC).isoformat()}
 
     store.change_pointer(f"{case}/exported/{window}", added)

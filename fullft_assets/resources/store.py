@@ -59,8 +59,9 @@ def report_link(use_case: UseCase, store: Store, manifest: Manifest) -> dg.Metad
     else its file or object.
     """
     page = f"{manifest.ref}/report.html"
-    is_in_ui = use_case.settings.store is None
-    return dg.MetadataValue.url(f"{REPORTS}{page}") if is_in_ui else place_in(store, page)
+    return (
+        dg.MetadataValue.url(f"{REPORTS}{page}") if use_case.settings.store is None else place_in(store, page)
+    )
 
 
 def place_in(store: Store, path: str) -> dg.MetadataValue:

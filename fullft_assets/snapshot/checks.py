@@ -45,8 +45,8 @@ _IDENTITY = {
 #: What happens to the rows that break a rule on row identity, and what to do about it.
 _CONSEQUENCES = {
     "ids_are_unique": (
-        "rows have an id that a later row of their file has, and only the last one counts; give each document"
-        " an id of its own"
+        "rows have an id that a later row of their file has, such as {} and {}, and only the last one"
+        " counts; give each document an id of its own"
     ),
     "texts_are_unique": "rows repeat another row's text and are excluded",
     "equal_texts_have_equal_labels": (
@@ -91,7 +91,7 @@ def identity_outcomes(frozen: Frozen, settings: ExamplesSettings) -> list[CheckO
                 name=name,
                 passed=not count or is_harmless,
                 severity=rule.severity,
-                description=f"{count:,} {_CONSEQUENCES[name]}{fix}" if count else "",
+                description=f"{count:,} {_CONSEQUENCES[name].format(*frozen.twice)}{fix}" if count else "",
                 metadata={"num_failed": count},
             )
         )

@@ -278,8 +278,12 @@ class _Creation:
         if not self.history.newest and (suggestion := self.suggest_group()) is not None:
             facts.to_do.append(("group", suggestion))
         if splits := names.splits_of(path for batch in batches.values() for path in batch.files):
-            sources = frozen.places["source"].to_pylist()
-            facts.to_do.append(("splits", names.mixed_splits(splits, sources, settings.examples.group)))
+            facts.to_do.append(
+                (
+                    "splits",
+                    names.mixed_splits(splits, frozen.places["source"].to_pylist(), settings.examples.group),
+                )
+            )
         return data_report.render(
             metadata,
             num_tokens,

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 import numpy as np
 
 from fullft_assets.documents.names import alias
-from fullft_assets.examples.identity import REUSED_IDS, Versions, Votes, codes, superseded, twice_in_a_file
+from fullft_assets.examples.identity import REUSED_IDS, Versions, Votes, codes, superseded
 from fullft_assets.snapshot.all_rows import BatchRows, Rows
 from fullft_assets.store import CheckOutcome
 from fullft_assets.store.checks import CheckSpec
@@ -35,6 +35,7 @@ class Superseded:
         order: the check LATER_ROWS_ARE_NEWER; it depends on the order of the batches.
         reused: the check IDS_NAME_ONE_DOCUMENT.
         num_twice_in_a_file: superseded rows whose newest version is in the same file.
+        twice: the first of them and its newest version, as file:row.
         votes: of several annotators; rows of a tie are still in, since they contradict others with their
             text.
     """
@@ -42,6 +43,7 @@ class Superseded:
     order: CheckOutcome
     reused: CheckOutcome
     num_twice_in_a_file: int
+    twice: list[str]
     votes: Votes
 
 
@@ -56,9 +58,10 @@ def drop_superseded(rows: Rows, batches: Mapping[str, BatchRows], target: Target
     is_superseded = superseded(rows, versions, votes)
     order = _order_check(rows, late_by_file, newest, versions, is_superseded)
     reused = _reused_check(rows, versions)
+    is_twice = is_superseded[versions.row] & (versions.source == versions.newest_source)
     rows.drop(is_superseded, SUPERSEDED)
     rows.drop(votes.outvoted, "merged with the other annotations of their id")
-    return Superseded(order, reused, len(twice_in_a_file(versions, is_superseded)), votes)
+    return Superseded(order, reused, int(is_twice.sum()), _first_places(rows, versions, is_twice), votes)
 
 
 def _newest_deliveries(rows: Rows, batches: Mapping[str, BatchRows]) -> tuple[np.ndarray, np.ndarray]:
@@ -87,14 +90,7 @@ def _reused_check(rows: Rows, versions: Versions) -> CheckOutcome:
     max_share = 0.1 if num_reused < 10 else 0.01
     description = ""
     if num_reused:  # said from the first one on
-        positions = np.flatnonzero(differs)
-        # The first by file and row: which one is named does not depend on the batches.
-        first = positions[np.lexsort((rows.row[versions.row[positions]], versions.source[positions]))[0]]
-        places = [
-            f"{alias(rows.table['source'][row].as_py())}:{rows.row[row]}"
-            for row in (int(versions.row[first]), int(versions.newest[first]))
-        ]
-        description = REUSED_IDS.format(num_reused, num_ids, *places)
+        description = REUSED_IDS.format(num_reused, num_ids, *_first_places(rows, versions, differs))
     return CheckOutcome(
         name=IDS_NAME_ONE_DOCUMENT.name,
         passed=num_reused <= max_share * num_ids,
@@ -102,6 +98,17 @@ def _reused_check(rows: Rows, versions: Versions) -> CheckOutcome:
         description=description,
         metadata={"num_reused_ids": num_reused},
     )
+
+
+def _first_places(rows: Rows, versions: Versions, mask: np.ndarray) -> list[str]:
+    """Return the places of the first of some versions (mask) and of its id's newest row, as file:row."""
+    positions = np.flatnonzero(mask)
+    # The first by file and row: which one is named does not depend on the batches.
+    first = positions[np.lexsort((rows.row[versions.row[positions]], versions.source[positions]))[:1]]
+    return [
+        f"{alias(rows.table['source'][row].as_py())}:{rows.row[row]}"
+        for row in (*versions.row[first].tolist(), *versions.newest[first].tolist())
+    ]
 
 
 def _order_check(

@@ -54,8 +54,9 @@ class GroupSplits:
         ledger_split = ledger.look_up(hashes)
         hash_split = hashed_split(hashes, _test_share(rows, hashes, ledger_split, settings), settings)
         if settings.test_share is None:  # of fewer groups a larger share was tested
-            is_held_out = np.isin(ledger_split, (TEST, VALIDATION))
-            hash_split = np.where(is_held_out, np.minimum(ledger_split, hash_split), hash_split)
+            hash_split = np.where(
+                np.isin(ledger_split, (TEST, VALIDATION)), np.minimum(ledger_split, hash_split), hash_split
+            )
         # Where the shares shrink, what is held out stays held out. Where they grow, a validation group may
         # go on to the test.
         split = np.where(ledger_split == TRAIN, TRAIN, np.minimum(ledger_split, hash_split))

@@ -77,6 +77,7 @@ class Frozen:
         ledger: what the next snapshot has to remember.
         agreement: how far annotators agree whose answers are rows of one id; None where there are none.
         places_left_out: the first rows that were excluded, as file:row, by reason.
+        twice: see `Superseded`.
         roles: see `Rows`.
     """
 
@@ -91,6 +92,7 @@ class Frozen:
     ledger: Ledger
     agreement: Agreement | None = None
     places_left_out: dict[str, list[str]] = field(default_factory=dict)
+    twice: list[str] = field(default_factory=list)
 
 
 def freeze_batches(
@@ -203,6 +205,7 @@ def _freeze(
         Ledger.join([ledger, groups.to_ledger(group_codes)]),
         agreement,
         rows.places_left_out(),
+        superseded.twice,
     )
 
 

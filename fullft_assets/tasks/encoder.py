@@ -113,8 +113,11 @@ class Encoder(Recipe):
         if self.general is None:
             return {}
         chunks = self.general.chunks
-        original = self._embeddings_of_base(chunks, model)
-        return {"general_distance": _distance(embed(model, chunks, progress=listener), original)}
+        return {
+            "general_distance": _distance(
+                embed(model, chunks, progress=listener), self._embeddings_of_base(chunks, model)
+            )
+        }
 
     def log_likelihoods(self, model: PreTrainedModel, seed: int) -> Iterator[torch.Tensor]:
         generator = torch.Generator().manual_seed(seed)

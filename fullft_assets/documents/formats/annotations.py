@@ -119,8 +119,9 @@ LABEL_STUDIO = Format(
 
 
 def _fields(record: dict[str, Any]) -> dict[str, Any]:
-    nested = ("fields", "responses", "suggestions")
-    fields = {name: value for name, value in record.items() if name not in nested}
+    fields = {
+        name: value for name, value in record.items() if name not in ("fields", "responses", "suggestions")
+    }
     fields |= _object_of(record, "metadata") | _object_of(record, "fields")
     if fields.get("id") is None and record.get("external_id") is not None:
         fields["id"] = record["external_id"]

@@ -36,7 +36,8 @@ Numbered = tuple[int, Sequence[str | None]]
 
 
 def _below_header(rows: Iterator[Numbered], header: HeaderRow) -> tuple[list[str], Iterator[Numbered]]:
-    """Return the columns' names and the rows below the header; no names where no row has a field.
+    """Return the columns' names and the rows below the header; no names where no row has a field,
+    or the given one is not there.
 
     Args:
         rows: each row with its number.
@@ -44,7 +45,7 @@ def _below_header(rows: Iterator[Numbered], header: HeaderRow) -> tuple[list[str
             made of the column's number.
 
     Raises:
-        Unreadable: two columns have the same name, or the given row is not there.
+        Unreadable: two columns have the same name.
     """
     for number, fields in rows:
         if not any(fields) or (isinstance(header, int) and number < header):
@@ -58,8 +59,6 @@ def _below_header(rows: Iterator[Numbered], header: HeaderRow) -> tuple[list[str
         if len(set(columns)) != len(columns):
             raise Unreadable("two columns have the same name")
         return names, rows
-    if isinstance(header, int):
-        raise Unreadable(f"no header in row {header}")
     return [], rows
 
 
@@ -77,6 +76,8 @@ def csv_records(file: Delivered, reading: Reading) -> Iterator[tuple[int, Record
     with file.lines(newline="") as text:
         lines, delimiter = _lines_and_delimiter(text, file.name, documents)
         header, rows = _below_header(_csv_rows(lines, delimiter, documents.csv.quoting), documents.header)
+        if not header and isinstance(documents.header, int):
+            raise Unreadable(f"no header in row {documents.header}")
         for number, fields in rows:
             if any(_has_rows(field, delimiter, len(header)) for field in fields):
                 yield number, _SWALLOWED
@@ -205,7 +206,8 @@ def _xlsx_records(file: Delivered, reading: Reading) -> Iterator[tuple[int, Reco
             if any(fields) or isinstance(record, str):
                 yield last, record
     if not first:
-        raise Unreadable("no sheet has a header")
+        row = reading.documents.header
+        raise Unreadable(f"no sheet has a header{f' in row {row}' if isinstance(row, int) else ''}")
 
 
 def _sheet_record(

@@ -500,8 +500,11 @@ class Texts:
             num_read = np.searchsorted(np.cumsum(num_shingles)[1::2], _READ_SHINGLES) + 1
             block, pairs = np.split(pairs, [num_read], axis=1)
             rows = distinct(block.ravel())
-            edges = np.searchsorted(rows, self._edges[1:-1])
-            parts = [shingle_sets(self.read(part)) for part in np.split(rows, edges) if len(part)]
+            parts = [
+                shingle_sets(self.read(part))
+                for part in np.split(rows, np.searchsorted(rows, self._edges[1:-1]))
+                if len(part)
+            ]
             hashes, sizes = map(np.concatenate, zip(*parts, strict=True))
             while block.shape[1]:
                 # The first pair of every candidate before any second one: most need no other.
