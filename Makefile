@@ -127,12 +127,13 @@ test-long: install ## Sweeps of many seeds, sizes and recipes, which CI has no t
 test-ranges: $(addprefix test-range-,lowest newest python3.13) ## The quick tests and the demo from the wheel: lowest (Python 3.11) and newest releases, Python 3.13
 
 test-range-lowest: NEEDS := uv python3.11
-test-range-lowest: RANGE := PYTHON=python3.11 VERSIONS=build/lowest.txt build/lowest.txt
+test-range-lowest: RANGE := PYTHON=python3.11 VERSIONS=build/lowest.txt
 test-range-newest: RANGE := VERSIONS=/dev/null
 test-range-python3.13: NEEDS := python3.13
 test-range-python3.13: RANGE := PYTHON=python3.13
 test-range-%:
 	@for need in $(NEEDS); do command -v $$need >/dev/null || { echo "$@: skipped, as there is no $$need on the PATH"; exit; }; done; \
+		$(if $(findstring lowest,$@),$(MAKE) --no-print-directory build/lowest.txt &&) \
 		$(MAKE) --no-print-directory UV= VENV=build/$@ $(RANGE) test-quick test-wheel
 
 build/lowest.txt: pyproject.toml

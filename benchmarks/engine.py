@@ -679,13 +679,16 @@ def ranks() -> Iterator[list[Any]]:
     """Yield a row for each model, rung of the ladder and number of processes. AdamW's moments, twice the
     part, come on top; the plan is made of no process at all.
     """
-    # The loss makes its logits in chunks as on a GPU.
-    token_loss.PLANNED_DEVICE.set("cuda")
     for name in MODELS:
         rungs: list[tuple[str, Weights]] = [("adamw", "fp32"), ("adamw", "bf16"), ("adafactor", "bf16")]
         for optimizer, weights in rungs:
             for processes in (1, 8, 16):
-                whole = rank(name, processes, weights)
+                # The loss makes its logits in chunks as on a GPU.
+                token = token_loss.PLANNED_DEVICE.set("cuda")
+                try:
+                    whole = rank(name, processes, weights)
+                finally:
+                    token_loss.PLANNED_DEVICE.reset(token)
                 moments = 2 * whole.placed if optimizer == "adamw" else 0
                 sizes = [whole.weights, whole.loaded, whole.placed, whole.peak, whole.peak + moments]
                 started = time.monotonic()

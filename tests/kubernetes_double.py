@@ -208,8 +208,7 @@ class Pod:
     def _read(self, stream: IO[bytes]) -> None:
         for line in stream:
             # One stamp for many lines, as a coarse clock gives, and now and then one that is late.
-            is_late = len(self.lines) % 8 == 7
-            moment = (time.time_ns() // 10_000_000 - is_late) * 10_000_000
+            moment = (time.time_ns() // 10_000_000 - (len(self.lines) % 8 == 7)) * 10_000_000
             stamp = datetime.fromtimestamp(moment // 1_000_000_000, UTC).strftime("%Y-%m-%dT%H:%M:%S")
             self.lines.append((f"{stamp}.{moment % 1_000_000_000:09d}Z", line))
 

@@ -147,8 +147,9 @@ def test_a_table_has_no_formulas_and_comes_back_with_its_ids_and_texts(tmp_path:
     rows = [{**row, "kind": "notice"} for row in csv.DictReader(table)]
     assert not [cell for row in rows for cell in row.values() if cell[0] in "=+-@\t\r"]
     (watched.project.documents / "labelled.csv").write_text(as_csv(rows), newline="")
-    book = workbook([list(rows[0]), *(list(row.values()) for row in rows)])
-    book.save(watched.project.documents / "labelled.xlsx")
+    workbook([list(rows[0]), *(list(row.values()) for row in rows)]).save(
+        watched.project.documents / "labelled.xlsx"
+    )
     batch = documents.look(watched.store, watched.project.use_case(), now=2e9).cut[-1]
     made = documents.keep(watched.store, watched.project.use_case(), batch.name)
     read = pq.read_table(

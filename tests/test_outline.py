@@ -127,7 +127,7 @@ def test_chunks_of_the_loss_are_those_of_the_device(is_gpu: bool, tokens: int) -
 
 
 @pytest.mark.parametrize(
-    ("size", "kind"), [(32, {"softcap": 30.0}), (32, {"sliding_window": 8}), (16, {"seq_idx": True})]
+    ("size", "kind"), [(32, {"softcap": 30.0}), (64, {"sliding_window": 8}), (16, {"seq_idx": True})]
 )
 def test_kernels_of_a_gpu_keep_no_scores_and_no_key_twice(size: int, kind: dict[str, Any]) -> None:
     """Neither do they keep a mask, where scores are capped or tokens attend to some alone."""
@@ -138,7 +138,7 @@ def test_kernels_of_a_gpu_keep_no_scores_and_no_key_twice(size: int, kind: dict[
         )
         found, _ = documents.attend(torch.nn.Module(), query, key, value, None, s_aux=sinks, **kind)
         found.sum().backward()
-    assert tracker.peak < 8 * query.nbytes and found.shape == (1, 4096, 8, size)
+    assert tracker.peak < 5.5 * max(1, size / 32) * query.nbytes and found.shape == (1, 4096, 8, size)
     assert all(each.grad.shape == each.shape for each in (query, key, value, sinks))
 
 

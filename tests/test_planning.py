@@ -186,8 +186,9 @@ class TestPredictedScore:
     def test_the_gain_of_a_language_model_grows_in_nats(self):
         # Real trainings of SmolLM2 on source code: .035 before, .0504 after 64 rows, .0702 after 640.
         for score, verdict in ((0.0504, "go"), (0.0351, "open"), (0.03, "open")):
-            point = Point(rows=64, start=0.035, score=score, baseline=0.035)
-            prediction = predict_score(point, 0.035, 640, 150, in_nats=True)
+            prediction = predict_score(
+                Point(rows=64, start=0.035, score=score, baseline=0.035), 0.035, 640, 150, in_nats=True
+            )
             check = pilot_check(prediction, {"base_model": 0.035}, PlanningSettings())
             assert check.metadata["verdict"] == verdict
             # One that lost says nothing; that of the real one is right.

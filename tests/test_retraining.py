@@ -150,7 +150,7 @@ class TestRules:
         [
             ({}, "live_quality has not evaluated the"),
             ({"has_live_quality": False}, "not shown to be worse on newer test rows"),
-            ({"has_live_quality": False, "score_drop": None}, "not evaluated on newer test rows yet"),
+            ({"has_live_quality": False, "score_drop": None}, "not been evaluated on newer test rows yet"),
         ],
     )
     def test_a_drift_that_labels_do_not_confirm_needs_three_times_as_many(
@@ -208,8 +208,9 @@ class TestRules:
         decision = _decide(num_live_labels=evaluated, **drift)
         assert (decision.action, said in "; ".join(decision.reasons)) == (action, True)
         # Asked for once, however often further labels are yet to be evaluated.
-        asked = RUNNING.model_copy(update={"raised": {"random_labels": NOW}})
-        again = _decide(asked, num_live_labels=evaluated, **drift)
+        again = _decide(
+            RUNNING.model_copy(update={"raised": {"random_labels": NOW}}), num_live_labels=evaluated, **drift
+        )
         assert (again.action, again.incidents) == ("wait", [] if evaluated == 20 else ["random_labels"])
 
     def test_no_more_labels_are_asked_for_while_a_retrain_learns_from_those_of_the_drift(self) -> None:

@@ -156,8 +156,10 @@ def test_what_is_wrong_in_an_account_is_found_and_nothing_else(account: Any, tmp
     environment = ROOT / "build" / "prowler"
     if not (environment / "bin" / "prowler").exists():
         subprocess.run([sys.executable, "-m", "venv", environment], check=True)
-        pip = [environment / "bin" / "python", "-m", "pip", "install", "--quiet", "--no-compile", PROWLER]
-        subprocess.run(pip, check=True)
+        subprocess.run(
+            [environment / "bin" / "python", "-m", "pip", "install", "--quiet", "--no-compile", PROWLER],
+            check=True,
+        )
     home = tmp_path / "home"
     # As docs/security.md has it.
     line = (

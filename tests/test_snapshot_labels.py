@@ -103,8 +103,9 @@ class TestSides:
         assert frozen.labels == ["a", "b", "rare"]
 
     def test_without_labels_no_split_is_empty(self) -> None:
-        rows = rows_of_groups(dict.fromkeys(groups_hashed_to("train", 5), ("", 3)))
-        frozen = take(rows, task="language_modeling")
+        frozen = take(
+            rows_of_groups(dict.fromkeys(groups_hashed_to("train", 5), ("", 3))), task="language_modeling"
+        )
         assert {row["split"] for row in frozen.index.to_pylist()} == set(SPLITS)
         assert frozen.metadata["num_groups_moved"] == 2
         # Checks on labels are neither defined nor made.

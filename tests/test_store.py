@@ -20,6 +20,7 @@ from typing import Any
 import boto3
 import pytest
 from moto.server import DomainDispatcherApplication, create_backend_app
+from obstore.store import LocalStore
 from werkzeug.serving import make_server
 
 from fullft_assets import release
@@ -38,10 +39,11 @@ from fullft_assets.store import (
     Store,
     artifact_key,
     artifacts,
+    buckets,
     disk,
     pointers,
 )
-from fullft_assets.store.buckets import FileVersion
+from fullft_assets.store.buckets import Bucket, FileVersion
 from fullft_assets.store.metadata import Metadata
 from tests import manifests, project as projects
 from tests.machine import limited_files, set_environment
@@ -807,3 +809,12 @@ def test_a_server_that_compares_etags_without_their_quotes_is_understood(
     monkeypatch.setattr(Store, "bucket", bucket)
     assert store.write_if_version("n", b"2", FileVersion('"1"', None)) and conditions == ['"1"', "1"]
     assert not store.write_if_version("n", b"2", FileVersion('"0"', None)), "somebody changed it"
+
+
+def test_objects_are_removed_where_one_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where they are removed one by one, and a request ends at the first that is gone."""
+    for name in ("a", "c"):
+        (tmp_path / name).touch()
+    monkeypatch.setattr(buckets, "_opened", lambda *_: LocalStore(tmp_path))
+    Bucket("gs://a").remove(["a", "b", "c"])
+    assert not list(tmp_path.iterdir())

@@ -99,8 +99,9 @@ class TestHeadOfTheBaseModel:
     def test_it_is_drawn_anew(
         self, tiny: Prepared, tmp_path: Path, kind: type, head: type, num_outputs: int, old: str | int
     ) -> None:
-        num_old = num_outputs if old == "as many" else old
-        before = head.from_pretrained(str(tiny.base_model), num_labels=num_old)
+        before = head.from_pretrained(
+            str(tiny.base_model), num_labels=(num_outputs if old == "as many" else old)
+        )
         torch.nn.init.constant_(before.classifier.weight, 7.0)
         torch.nn.init.constant_(before.classifier.bias, 7.0)
         before.save_pretrained(tmp_path)

@@ -342,8 +342,9 @@ def _scheduled_at(graph: CaseGraph, now: float) -> float | None:
     cron = graph.settings.retraining.schedule
     if cron is None:
         return None
-    at = datetime.fromtimestamp(now, ZoneInfo(graph.settings.automation.timezone))
-    return croniter(cron, at).get_prev(float)
+    return croniter(cron, datetime.fromtimestamp(now, ZoneInfo(graph.settings.automation.timezone))).get_prev(
+        float
+    )
 
 
 def _trained_on(

@@ -60,8 +60,8 @@ def is_of_case(run: dg.DagsterRun, case: str) -> bool:
 
 
 def runs_in_flight(graph: CaseGraph, instance: dg.DagsterInstance) -> list[RunInFlight]:
-    """Return the unfinished runs that train the case's model or freeze a snapshot of it, those of assets
-    chosen by hand included, oldest first.
+    """Return the unfinished runs that train, evaluate or release the case's model or freeze a snapshot of it,
+    those of assets chosen by hand included, oldest first.
 
     A run that a dying daemon made and did not launch (NOT_STARTED) is none of them: the daemon launches it
     when its key is asked for again.

@@ -17,7 +17,7 @@ from fullft_assets.checking.yaml_source import Key
 from fullft_assets.documents.formats import name_of_format
 from fullft_assets.documents.formats.rows import has_field
 from fullft_assets.escaping import quoted, visible
-from fullft_assets.examples.identity import REUSED_IDS
+from fullft_assets.examples.identity import IDS_TWICE_IN_A_FILE, REUSED_IDS
 from fullft_assets.examples.labels import listed, named
 from fullft_assets.examples.outcomes import MOST_WITHOUT, OPTIONAL_COLUMNS
 from fullft_assets.settings import DocumentsSettings, ExamplesSettings, UseCaseSettings
@@ -246,7 +246,7 @@ def group_findings(rows: list[Sampled], settings: UseCaseSettings) -> Iterator[t
 
 
 def id_findings(rows: list[Sampled]) -> Iterator[tuple[str, str]]:
-    """Yield the finding on ids that rows of a sample with different texts share, as (subject, one line)."""
+    """Yield the findings on ids that rows of a sample with different texts share, as (subject, one line)."""
     rows_by_id = [(row.row.get("id") or row.location, row) for row in rows if row.row.get("text")]
     first = dict(reversed(rows_by_id))
     pairs = {
@@ -254,8 +254,12 @@ def id_findings(rows: list[Sampled]) -> Iterator[tuple[str, str]]:
         for id_, row in rows_by_id
         if row.row["text"] != first[id_].row["text"]
     }
-    if pairs:
-        yield "ids", REUSED_IDS.format(len(pairs), len(first), *next(iter(pairs.values())))
+    for num_files, text in ((1, IDS_TWICE_IN_A_FILE), (2, REUSED_IDS)):
+        places = [
+            pair for pair in pairs.values() if len({place.rpartition(":")[0] for place in pair}) == num_files
+        ]
+        if places:
+            yield "ids", text.format(len(places), len(first), *places[0])
 
 
 def labels_of(row: Sampled, examples: ExamplesSettings) -> list[str]:

@@ -29,7 +29,7 @@ from fullft_assets.settings.use_case import UseCase
 from fullft_assets.store import CheckOutcome, Draft, Manifest, Outcome, Store, digest
 from fullft_assets.store.checks import CheckSpec
 
-VERSION = "15"
+VERSION = "16"
 READABLE = CheckSpec("files_are_readable", "Every file could be read.")
 PAGES_HAVE_TEXT = CheckSpec("pages_have_text", "Every page of the PDFs has text.")
 ENCODINGS_AGREE = CheckSpec(

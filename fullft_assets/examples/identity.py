@@ -33,9 +33,14 @@ COLUMNS = (
 )
 #: What is said of ids that rows with different texts share: how many ids, of how many, and two places.
 REUSED_IDS = (
-    "{:,} of {:,} ids name different texts, such as {} and {}, and only the newest counts; if"
+    "{:,} of {:,} ids name different texts in two files, such as {} and {}, and only the newest counts; if"
     " these are different documents, name a field with unique ids in documents.id (rows without one are named"
     " file:row); if they are corrections, nothing is wrong"
+)
+#: The same of rows of one file.
+IDS_TWICE_IN_A_FILE = (
+    "{:,} of {:,} ids name different texts in one file, such as {} and {}, and only the last one counts; give"
+    " each document an id of its own"
 )
 
 

@@ -141,8 +141,10 @@ def _holder() -> str:
     run_id = os.environ.get(RUN_ID)
     name = f"job {os.environ.get(LAUNCH_ID) or os.getpid()}" if run_id is None else f"run {run_id[:8]}"
     home = os.environ.get("DAGSTER_HOME")
-    end = f"`kill {os.getpid()}` ends it; a training keeps its checkpoint"
-    return f"{name}{f' of {home}' if home else ''} ({end})"
+    return (
+        f"{name}{f' of {home}' if home else ''}"
+        f" (`kill {os.getpid()}` ends it; a training keeps its checkpoint)"
+    )
 
 
 def _why_not(gpus: Sequence[str], count: int, folder: Path) -> str:

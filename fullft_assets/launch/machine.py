@@ -192,8 +192,9 @@ class Machine:
 
 def this_machine() -> Machine:
     """Return the jobs of this machine and this user."""
-    cache = Path(os.environ.get("FULLFT_CACHE") or Path.home() / ".cache" / "fullft_assets")
-    return Machine(cache / "launches")
+    return Machine(
+        Path(os.environ.get("FULLFT_CACHE") or Path.home() / ".cache" / "fullft_assets") / "launches"
+    )
 
 
 def patient_torchrun(grace_seconds: float) -> dict[str, str]:

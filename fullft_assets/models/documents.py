@@ -248,7 +248,9 @@ def _counted(
     """
     size = value.shape[-1]
     # The CPU's kernel that keeps no scores takes values of the size of keys alone.
-    value = torch.nn.functional.pad(value, (0, query.shape[-1] - size))
+    largest = max(query.shape[-1], size)
+    query, key = (torch.nn.functional.pad(states, (0, largest - states.shape[-1])) for states in (query, key))
+    value = torch.nn.functional.pad(value, (0, largest - size))
     result = scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)[..., :size]
     # Sinks change the result after the kernel, and have a gradient.
     return (result if sinks is None else result + sinks.sum().to(result)).transpose(1, 2).contiguous()

@@ -269,8 +269,10 @@ class PredictedLabels(DriftTest):
         old, new = (of_side / of_side.sum() for of_side in counts)
         largest = int(np.argmax(np.abs(new - old)))
         label = labels[largest] if largest < len(labels) else f"label {largest}"
-        label_shown = named([(label, "")], 1, labels)
-        return f"predicted labels shift, most {label_shown}: {old[largest]:.1%} -> {new[largest]:.1%}"
+        return (
+            f"predicted labels shift, most {named([(label, '')], 1, labels)}:"
+            f" {old[largest]:.1%} -> {new[largest]:.1%}"
+        )
 
 
 #: What each number is.

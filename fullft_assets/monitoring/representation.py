@@ -75,8 +75,9 @@ def judge(
     label_counts = Counter[str]()
     num_windows = 0
     for report in reports_of_model:
-        counts = Sums.load(store.folder(report) / SUMS).counts.tolist()
-        label_counts.update(dict(zip(labels, counts, strict=True)))
+        label_counts.update(
+            dict(zip(labels, Sums.load(store.folder(report) / SUMS).counts.tolist(), strict=True))
+        )
         num_windows += 1
         if label_counts.total() >= ENOUGH_ROWS:
             break

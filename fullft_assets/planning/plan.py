@@ -59,8 +59,9 @@ def peak_on_gpu(step: StepMemory, processes: int = 1, *, is_sharded: bool = Fals
             these (DDP).
         is_sharded: whether the processes share the model, as they did where the step was counted (FSDP2).
     """
-    buckets = step.gradients if processes > 1 and not is_sharded else 0
-    return int(_GPU_MARGIN * (step.peak + buckets) + _GPU_FIXED)
+    return int(
+        _GPU_MARGIN * (step.peak + (step.gradients if processes > 1 and not is_sharded else 0)) + _GPU_FIXED
+    )
 
 
 def state_bytes(optimizer: str, weights: Weights = "fp32") -> int:
@@ -200,7 +201,7 @@ def stop_note(seconds: float, grace_seconds: float) -> str:
     )
 
 
-VERSION = "22"
+VERSION = "23"
 PLAN_CHECKS = (FITS_IN_MEMORY, WITHIN_BUDGET)
 #: It does not block: a refusal is an answer, so the run goes on to its end, without training.
 PILOT_CHECKS = (PILOT_PREDICTS_GAIN,)

@@ -211,8 +211,9 @@ def rollback(store: Store, case: str, *, reason: str, by: str, expected: str | N
                 f"{case}: {state.checkpoint} is the first champion; there is none before it to roll back to"
             )
         newest = Retired(champion=state.current, rolled_back=True, retired_at=time.time())
-        history = [newest, *(retired for retired in state.history if retired is not past)]
-        return _with(state, past.champion, history)
+        return _with(
+            state, past.champion, [newest, *(retired for retired in state.history if retired is not past)]
+        )
 
     return _intervene(store, case, "rollback", "roll back", reason, by, change).current
 

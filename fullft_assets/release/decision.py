@@ -50,7 +50,7 @@ _MAX_RUNS = 100
 #: weights.
 _NOT_OF_A_RECIPE = ("retry_epoch", "retrain_from")
 #: Version of the code that writes a `baseline_model`.
-BASELINE_VERSION = "2"
+BASELINE_VERSION = "3"
 #: A prediction costs a pass of the base model: more than TF-IDF (0), and less than a prompt (3), which is a
 #: longer pass for each label, and a service (4).
 _RANK_OF_FINETUNED = 2

@@ -117,7 +117,8 @@ class Signals(_Frozen):
         hourly_usd: price of the training machine.
         usd_per_point: what a point (0.01) of the primary metric is worth in a year; None = nobody says so.
         scheduled_at: when `retraining.schedule` came due last; None = there is no schedule.
-        num_runs_in_flight: queued or started runs that train the model or freeze a snapshot.
+        num_runs_in_flight: queued or started runs that train, evaluate or release the model, or freeze a
+            snapshot.
         oldest_run: the one of them that was asked for first.
     """
 

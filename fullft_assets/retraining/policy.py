@@ -134,7 +134,7 @@ def _not_confirmed(state: State, signals: Signals, reason: str, num_needed: int)
             "wait",
             f"{reason} fewer than {num_needed:,} labelled examples are no reason where the champion"
             + (
-                " was not evaluated on newer test rows yet"
+                " has not been evaluated on newer test rows yet"
                 if signals.score_drop is None
                 else " is not shown to be worse on newer test rows"
             ),

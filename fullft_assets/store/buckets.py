@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, TypeVar
@@ -154,8 +154,12 @@ class Bucket:
 
     def remove(self, names: Collection[str]) -> None:
         """Remove objects; nothing where there is none."""
-        with suppress(FileNotFoundError):
+        try:
             _repeated(lambda: self._ask("delete", list(names)))
+        except FileNotFoundError:
+            # Where objects are removed one by one, a repeated request ends at the first that is gone.
+            for name in names if len(names) > 1 else ():
+                self.remove([name])
 
     def remove_folder(self, folder: str) -> None:
         """Remove an object and all objects below it; nothing where there is none."""

@@ -63,8 +63,9 @@ class Files:
     @property
     def cache_folder(self) -> Path:
         """Folder on this machine for copies of a remote store's files, and for unfinished work on them."""
-        root = Path(os.environ.get("FULLFT_CACHE") or Path.home() / ".cache" / "fullft_assets")
-        return root / digest(self.url)
+        return Path(
+            os.environ.get("FULLFT_CACHE") or Path.home() / ".cache" / "fullft_assets", digest(self.url)
+        )
 
     def read_bytes(self, name: str) -> bytes | None:
         """Return a file's content, or None if there is no such file."""

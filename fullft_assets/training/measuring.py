@@ -418,7 +418,8 @@ def _count(
         for _ in range(1 if settings.steps_in_backward else num_passes):
             with autocast(precision, is_gpu=is_gpu):
                 loss = preparation.total_loss(model, inputs, labels) / max(1, labels.numel())
-            # What is recomputed is counted as it was; copies of weights in bf16 end with the pass forward.
+            # Layers are recomputed in their own format. Outside of autocast their copies of weights in bf16
+            # end with the layer.
             with autocast("fp32", is_gpu=is_gpu):
                 loss.backward()
             del loss
@@ -622,7 +623,7 @@ def autocast(precision: str, *, is_gpu: bool) -> Iterator[None]:
     token = PLANNED_DEVICE.set("cuda" if is_gpu else "cpu")
     try:
         with (
-            torch.autocast("cpu", dtype=torch.bfloat16, enabled=is_half),
+            torch.autocast("cpu", dtype=torch.bfloat16) if is_half else nullcontext(),
             _Fp32OnGpus() if is_gpu and is_half else nullcontext(),
         ):
             yield

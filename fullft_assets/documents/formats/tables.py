@@ -178,8 +178,8 @@ def _xlsx_records(file: Delivered, reading: Reading) -> Iterator[tuple[int, Reco
     """Yield (row number, record or problem) of each row that is not empty; rows of later sheets are numbered
     on. A row is malformed if a field that is read is a formula that no program has computed.
 
-    Of several sheets, those with the header of the first one are read; where there are no names, the first
-    one. The sheet's name is in the field `sheet`.
+    Of several sheets, those with the header of the first one that has one in its row are read; where there
+    are no names, the first one. The sheet's name is in the field `sheet`.
 
     Raises:
         Unreadable: it is damaged, encrypted or has no header, or rows of a sheet that is read are merged.
