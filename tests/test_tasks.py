@@ -100,7 +100,7 @@ class TestHeadOfTheBaseModel:
         self, tiny: Prepared, tmp_path: Path, kind: type, head: type, num_outputs: int, old: str | int
     ) -> None:
         before = head.from_pretrained(
-            str(tiny.base_model), num_labels=(num_outputs if old == "as many" else old)
+            str(tiny.base_model), num_labels=num_outputs if old == "as many" else old
         )
         torch.nn.init.constant_(before.classifier.weight, 7.0)
         torch.nn.init.constant_(before.classifier.bias, 7.0)
